@@ -1,0 +1,116 @@
+# make demo      the whole story on an embedded broker, in under a minute
+# make test      everything, on this Python
+# make test-all  everything, on every CPython from 3.10 to 3.13 that is found
+# make lint      ruff, mypy, and the C core with every warning an error
+# make bench     what the README's numbers come from
+#
+# A fresh Debian or Ubuntu with git, Python >= 3.10, a C compiler and make is enough.
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+BIN := $(VENV)/bin
+# The C that Cython writes is a product, not a source: leaving it in would rebuild for ever.
+SOURCES := pyproject.toml setup.py $(filter-out cloudpubsub/_spool.c cloudpubsub/_link.c, \
+	$(wildcard cloudpubsub/*.[ch] cloudpubsub/*.pyx cloudpubsub/*.pxd))
+# The compiler needs Python's headers, venv needs ensurepip; Debian packs both apart from Python.
+HAS_PARTS := import ensurepip, os, sys, sysconfig, venv; \
+	sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
+VERSIONS := 3.10 3.11 3.12 3.13
+
+.PHONY: demo test test-all bench lint clean mosquitto
+
+demo: $(VENV)/.demo
+	@$(BIN)/cloudpubsub demo
+
+test: $(VENV)/.test mosquitto
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: $(VENV)/.bench mosquitto
+	$(BIN)/python -m bench
+
+test-all:
+	@tested=""
+	for version in $(VERSIONS); do
+	    python=""
+	    for candidate in "$$(type -P python$$version || true)" \
+	        $$(ls -d ~/.pyenv/versions/$$version.*/bin/python 2>/dev/null | sort -rV || true); do
+	        # A shim of pyenv may be there and have nothing behind it.
+	        if [ -n "$$candidate" ] && "$$candidate" -c 'import sys' 2>/dev/null; then python="$$candidate"; break; fi
+	    done
+	    if [ -z "$$python" ]; then echo "== Python $$version: not found, not tested"; continue; fi
+	    echo "== Python $$version: $$python"
+	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-$$version"
+	    tested="$$tested $$version"
+	done
+	[ -n "$$tested" ] || { echo "no CPython from 3.10 to 3.13 was found" >&2; exit 1; }
+	echo "== passed on$$tested"
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	$(BIN)/mypy
+	checked=""
+	for compiler in gcc clang; do
+	    if type -P $$compiler >/dev/null; then
+	        echo "C core with $$compiler"
+	        CC=$$compiler CLOUDPUBSUB_STRICT=1 $(BIN)/python setup.py -q build_clib --force \
+	            --build-temp build/lint-$$compiler --build-clib build/lint-$$compiler
+	        checked="$$checked $$compiler"
+	    fi
+	done
+	[ -n "$$checked" ] || { echo "neither gcc nor clang was found: the C core was not checked" >&2; exit 1; }
+
+clean:
+	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f cloudpubsub/_spool.c cloudpubsub/_link.c cloudpubsub/*.html cloudpubsub/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment with what building needs, so that building again fetches nothing.
+$(VENV)/.base:
+	@echo "making $(VENV) with $(PYTHON)"
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+	    echo "$(PYTHON) is older than 3.10; say which to use: make PYTHON=python3.x" >&2; exit 1; }
+	if ! "$(PYTHON)" -c '$(HAS_PARTS)'; then
+	    version=$$("$(PYTHON)" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+	    if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; then
+	        echo "installing $$version-venv and $$version-dev"
+	        apt-get update -qq
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$version-venv $$version-dev
+	    else
+	        echo "$(PYTHON) lacks venv or its C headers; as root: apt-get install $$version-venv $$version-dev" >&2
+	        exit 1
+	    fi
+	fi
+	type -P "$${CC:-cc}" >/dev/null || { echo "no C compiler; as root: apt-get install gcc libc6-dev" >&2; exit 1; }
+	rm -rf "$(VENV)"
+	"$(PYTHON)" -m venv "$(VENV)"
+	$(BIN)/python -m pip install -q 'setuptools>=77' 'Cython>=3.0,<4' wheel
+	touch $@
+
+# .demo, .test, .bench: the package built in place, with the extra of that name.
+$(VENV)/.%: $(SOURCES) | $(VENV)/.base
+	@echo "building, with what '$*' needs, in $(VENV)"
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[$*]'
+	touch $@
+
+mosquitto:
+	@if PATH="$$PATH:/usr/local/sbin:/usr/sbin" type -P mosquitto >/dev/null; then exit 0; fi
+	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; then
+	    echo "installing mosquitto"
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends mosquitto && exit 0
+	fi
+	echo "########################################################################" >&2
+	echo "# Mosquitto is missing and could not be installed here.                #" >&2
+	echo "# Its tests will be skipped; the embedded broker does the others.      #" >&2
+	echo "# As root: apt-get install mosquitto                                   #" >&2
+	echo "########################################################################" >&2
+	case "$${CI:-}" in ""|0|false) ;; *) echo "in CI that is a failure" >&2; exit 1;; esac

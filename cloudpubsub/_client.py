@@ -1,0 +1,388 @@
+"""`Client`: what a program imports.  It puts the pieces together and holds none of their logic."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from cloudpubsub._closing import register, unregister
+from cloudpubsub._dead_letters import DeadLetters
+from cloudpubsub._dispatcher import Call, Dispatcher
+from cloudpubsub._errors import (
+    ClosedError,
+    ConnectError,
+    DeliveryFailed,
+    ForkedError,
+    TopicError,
+    WaitTimeout,
+    WrongThreadError,
+)
+from cloudpubsub._message import Message, Recovery, Stats
+from cloudpubsub._open import open_log, recovery_of
+from cloudpubsub._options import Options
+from cloudpubsub._publisher import Publisher
+from cloudpubsub._subscriber import Handler, Subscriber
+from cloudpubsub._topic import Matcher, check_filter
+
+__all__ = ["Client"]
+
+_REFUSED_POSITION = 1 << 63
+_DRAIN_SLICE_S = 0.1
+_DRAIN_STALL_S = 2.0  # at close, give up on a link that acknowledges nothing for so long
+_DRAIN_WITH_SPOOL_S = 1.0  # what is not sent then is safe on the disk
+
+
+class Client:
+    """Reliable MQTT publishing and subscribing over a network that comes and goes.
+
+    `publish` puts a message into a log of bounded memory with a disk behind it; a thread sends the log in order over a
+    connection of its own, again and again until the broker has acknowledged each message.  Another thread and
+    connection receive what is subscribed to.  Handlers and callbacks run on a third, the dispatcher.
+
+    Args:
+        broker: URL, or several in fail-over order: `mqtts://user:secret@broker.example:8883`.
+        settings: Any field of `Options`; `CLOUDPUBSUB_*` environment variables fill in what is not given.  Or one
+            keyword `options` with an `Options` object.
+
+    Raises OptionError, SpoolLockedError, IdentityError, SpoolError.
+
+    Thread safety: every method from any thread; `wait`, `flush` and `close` not from a handler or callback
+    (WrongThreadError there).
+
+    Example:
+        >>> client = cloudpubsub.Client("mqtt://broker.example", client_id="gateway-17", spool="/var/lib/gateway/spool")
+        >>> with client:
+        ...     client.subscribe("gateway-17/cmd/#", print)
+        ...     position = client.publish("gateway-17/temp", b"21.5")
+        ...     client.wait(position, timeout=30)
+    """
+
+    def __init__(
+        self, broker: str | Sequence[str] | None = None, *, options: Options | None = None, **settings: Any
+    ) -> None:
+        if options is not None and (broker is not None or settings):
+            raise TypeError("give either options, or broker and settings")
+        self.options = options = options if options is not None else Options.build(broker, settings)
+        self._log = open_log(
+            options.spool,
+            # A derived id follows the host name; the spool stays whose it was.
+            identity=None if options.client_id_derived else options.client_id,
+            durability=options.durability,
+            on_full=options.on_full,
+            ring_bytes=options.ring_bytes,
+            ring_dir=options.ring_dir,
+            segment_bytes=options.segment_bytes,
+            max_spool_bytes=options.max_spool_bytes,
+            max_spool_messages=options.max_spool_messages,
+            spill_after=options.spill_after,
+            spill_timeout=options.spill_timeout,
+            block_timeout=options.block_timeout,
+            sync_interval=options.sync_interval,
+            max_payload_bytes=options.max_payload_bytes,
+        )
+        #: What opening the spool found.
+        self.recovery: Recovery = recovery_of(self._log)
+        self._pid = os.getpid()
+        self._append = self._log.append
+        self._matcher: Matcher[Handler] = Matcher()
+        self._dead_letters = DeadLetters(options.spool)
+        self._dispatcher = Dispatcher(
+            options.handler_queue,
+            handler_retries=options.handler_retries,
+            on_drop=options.on_drop,
+            on_room=self._room_in_dispatcher,
+        )
+        self._publisher = Publisher(options, self._log, self._dispatcher, self._went_up, self._went_down)
+        self._subscriber = Subscriber(
+            options, self._matcher, self._dispatcher, self._went_up, self._went_down, self._handler_failed
+        )
+        # Guards the flags below; held only for looking and setting.
+        self._lock = threading.Lock()
+        self._started = False
+        self._subscriber_started = False
+        self._closed = False
+        self._last_stats: Stats | None = None
+        self._losses_told = self._lost()
+        register(self)
+
+    # ---- life ----
+
+    def start(self) -> None:
+        """Start connecting; returns at once.  Further calls do nothing.
+
+        With `connect_first` it waits for the first attempt, at most `connect_timeout` seconds, and raises ConnectError
+        (the client is closed then) if that fails.
+        """
+        self._check_open()
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        self._dispatcher.start()
+        self._publisher.start()
+        self._start_subscriber()
+        if self.options.connect_first:
+            self._publisher.first_attempt.wait(self.options.connect_timeout + 1)
+            if not self._publisher.is_up:
+                error = self._publisher.last_error or "timed out"
+                self.close(1.0)
+                raise ConnectError(f"{', '.join(address.url for address in self.options.addresses)}: {error}")
+
+    def _start_subscriber(self) -> None:
+        """The subscribe connection opens with the first subscription."""
+        with self._lock:
+            if not self._started or self._subscriber_started or self._closed or not self._matcher.filters():
+                return
+            self._subscriber_started = True
+        self._subscriber.start()
+
+    def close(self, timeout: float = 10.0) -> int:
+        """Send what can be sent, save the rest to the spool, and end all threads within `timeout` seconds.
+
+        Idempotent.
+
+        With a live link, messages are sent for up to a second (without a spool: for most of `timeout`).  Whatever is
+        then not acknowledged is on the disk and is sent after the next start.  Returns how many messages could not be
+        saved: 0 unless there is no spool, or the disk fails or hangs.
+        """
+        if self._pid != os.getpid():
+            return 0  # a forked child holds nothing
+        if self._dispatcher.is_current_thread():
+            raise WrongThreadError("close() waits for the handlers, so a handler or callback cannot call it")
+        with self._lock:
+            if self._closed:
+                return 0
+            self._closed = True
+        unregister(self)
+        deadline_s = time.monotonic() + max(0.0, timeout)
+        self._log.shut()
+        with_spool = self.options.spool is not None
+        self._drain(min(_DRAIN_WITH_SPOOL_S, timeout / 4) if with_spool else timeout * 0.7)
+
+        def share(part: float) -> float:
+            return max(0.0, deadline_s - time.monotonic()) * part
+
+        self._publisher.stop(share(0.3))
+        self._subscriber.stop(share(0.3))
+        self._publisher.report_losses()
+        self._dispatcher.stop(share(0.5))
+        self._subscriber.close(0.0)
+        self._last_stats = self._read_stats()
+        return self._log.close(share(0.95))
+
+    def _drain(self, limit_s: float) -> None:
+        deadline_s = time.monotonic() + limit_s
+        last, moved_s = -1, time.monotonic()
+        while self._publisher.is_up and (now_s := time.monotonic()) < deadline_s:
+            self._publisher.acked.clear()
+            stats = self._log.stats()
+            if stats["backlog_messages"] == 0:
+                return
+            if stats["head"] != last:
+                last, moved_s = stats["head"], now_s
+            elif now_s - moved_s > _DRAIN_STALL_S:
+                return
+            self._publisher.acked.wait(min(_DRAIN_SLICE_S, deadline_s - now_s))
+
+    def __enter__(self) -> Client:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- publishing ----
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes | bytearray | memoryview | str,
+        *,
+        retain: bool = False,
+        userdata: bytes | bytearray | memoryview = b"",
+    ) -> int:
+        """Put a message into the log and return its position, which names it for `wait` and in reports.
+
+        Never waits for the network, and may be called before `start`.  When the memory ring is full it waits for the
+        disk, at most `spill_timeout` seconds; what happens when there is no room at all is said by `on_full`.  A
+        position of 2**63 or above names a message that `on_full="drop_newest"` refused.
+
+        Args:
+            topic: 1 to 65,535 bytes of UTF-8, no wildcards, no NUL.
+            payload: At most `max_payload_bytes`; a str is encoded as UTF-8.
+            retain: The broker keeps it for later subscribers.
+            userdata: At most 65,535 bytes, stored beside the message and given back to `on_publish`; never sent.
+
+        Raises TopicError, PayloadTooLarge, SpoolFull, ClosedError, ForkedError; nothing is stored then.
+        """
+        return self._append(topic, payload, retain, userdata)
+
+    def wait(self, position: int, timeout: float | None = None) -> None:
+        """Wait until the message at `position` is acknowledged.
+
+        Raises WaitTimeout after `timeout` seconds (None: no limit), DeliveryFailed if it ended without an
+        acknowledgement, ClosedError if the client closes first, ValueError for a position that was never issued.
+        """
+        self._check_thread("wait")
+        if position >= _REFUSED_POSITION:
+            raise DeliveryFailed(position, self._log.outcome(position) or "full, newest dropped")
+        if not 0 <= position < self._log.published():
+            raise ValueError(f"position: {position} was never returned by publish()")
+        self._log.wait_settled(position, timeout)
+        reason = self._log.outcome(position)
+        if reason is not None:
+            raise DeliveryFailed(position, reason)
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Wait until everything published so far is settled: acknowledged, or ended without.
+
+        Returns how many messages have ended without an acknowledgement since the last `flush` (or since the client was
+        made).  Raises WaitTimeout after `timeout` seconds, ClosedError.
+        """
+        self._check_thread("flush")
+        published = self._log.published()
+        if published > 0:
+            self._log.wait_settled(published - 1, timeout)
+        with self._lock:
+            lost = self._lost()
+            told, self._losses_told = self._losses_told, lost
+        return lost - told
+
+    def wait_synced(self, position: int, timeout: float | None = None) -> None:
+        """Write the log up to and including the message at `position` to the disk and sync it.
+
+        It survives a power cut then.  Raises WaitTimeout, SpoolError (also without a spool), ClosedError.
+        """
+        if self.options.spool is None:
+            raise ValueError("spool: without one nothing can be made durable")
+        self._log.wait_synced(position, timeout)
+
+    def _lost(self) -> int:
+        stats = self._log.stats()
+        return int(stats["dropped"] + stats["dead_lettered"])
+
+    # ---- subscribing ----
+
+    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+        """Call `handler(message)` for messages whose topic matches; at QoS 1, acknowledged when it has returned.
+
+        Returns at once, also offline and before `start`; `wait_subscribed` waits for the broker.  Subscriptions are
+        made again after every reconnect.  Several handlers may have the same filter.  A handler that raises is called
+        again up to `handler_retries` times, then `on_handler_failure` decides.
+
+        Raises TopicError for a filter that MQTT does not allow, ClosedError, ForkedError.
+        """
+        self._check_open()
+        check_filter(topic_filter)
+        if not callable(handler):
+            raise TypeError(f"handler: expected a callable, got {type(handler).__name__}")
+        if self._matcher.add(topic_filter, handler):
+            self._subscriber.subscribe(topic_filter)
+        self._start_subscriber()
+
+    def unsubscribe(self, topic_filter: str, handler: Handler | None = None) -> None:
+        """Take back `handler`, or all of them, from a filter; the last one ends the subscription.
+
+        Raises KeyError if there is no such subscription.
+        """
+        self._check_open()
+        if self._matcher.remove(topic_filter, handler):
+            self._subscriber.unsubscribe(topic_filter)
+
+    def wait_subscribed(self, timeout: float | None = None) -> None:
+        """Wait until the broker has answered every subscription made so far on the present connection.
+
+        Raises WaitTimeout; TopicError if the broker refused one.
+        """
+        self._check_thread("wait_subscribed")
+        if not self._subscriber.wait_subscribed(timeout):
+            raise WaitTimeout(f"not subscribed after {timeout} s")
+        refused = self._subscriber.refused()
+        if refused:
+            raise TopicError(f"refused by the broker: {', '.join(sorted(refused))}")
+
+    # ---- looking ----
+
+    def stats(self) -> Stats:
+        """Counters and state now; after `close`, as they were then.  Costs a few microseconds."""
+        if self._last_stats is not None:
+            return self._last_stats
+        return self._read_stats()
+
+    def _read_stats(self) -> Stats:
+        s = self._log.stats()
+        pub, sub = self._publisher, self._subscriber
+        error = os.strerror(s["storage_error"]) if s["storage_error"] else ""
+        return Stats(
+            published=s["published"],
+            published_bytes=s["published_bytes"],
+            acked=s["acked"],
+            acked_bytes=s["acked_bytes"],
+            dropped=s["dropped"],
+            dropped_bytes=s["dropped_bytes"],
+            dead_lettered=s["dead_lettered"],
+            dead_lettered_bytes=s["dead_lettered_bytes"],
+            backlog_messages=s["backlog_messages"],
+            backlog_bytes=s["backlog_bytes"],
+            resent=pub.resent,
+            inflight=pub.inflight,
+            oldest_age_seconds=s["oldest_age_seconds"],
+            ring_used_bytes=s["ring_used_bytes"],
+            spool_bytes=s["spool_bytes"],
+            spool_segments=s["spool_segments"],
+            spilled_bytes=s["spilled_bytes"],
+            storage=f"failed: {error}" if s["storage"] == "failed" else s["storage"],
+            damaged_ranges=s["damaged_ranges"],
+            damaged_bytes=s["damaged_bytes"],
+            uncertain=None,
+            connected=pub.is_up,
+            connects=pub.connects + sub.connects,
+            reconnects=max(0, pub.connects - 1) + max(0, sub.connects - 1),
+            last_error=pub.last_error or sub.last_error,
+            unknown_acks=pub.unknown_acks,
+            malformed=pub.malformed + sub.malformed,
+            received=sub.received,
+            unmatched=sub.unmatched,
+            dead_lettered_inbound=self._dead_letters.count,
+            handler_errors=self._dispatcher.handler_errors,
+            callback_errors=self._dispatcher.callback_errors,
+        )
+
+    # ---- called by the threads ----
+
+    def _went_up(self, url: str) -> None:
+        if self.options.on_connect is not None:
+            self._dispatcher.put_always(Call(self.options.on_connect, url))
+
+    def _went_down(self, reason: str) -> None:
+        if self.options.on_disconnect is not None:
+            self._dispatcher.put_always(Call(self.options.on_disconnect, reason))
+
+    def _room_in_dispatcher(self) -> None:
+        self._publisher.wake()
+        self._subscriber.wake()
+
+    def _handler_failed(self, message: Message, error: BaseException | None) -> None:
+        reason = f"handler raised {type(error).__name__}: {error}" if error is not None else "handler failed"
+        self._dead_letters.add(message, reason)
+        if self.options.on_dead_letter is not None:
+            self.options.on_dead_letter(message, reason)
+
+    # ---- checks ----
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedError("opened before a fork: the child process must open a client of its own")
+        if self._closed:
+            raise ClosedError("the client is closed")
+
+    def _check_thread(self, method: str) -> None:
+        if self._dispatcher.is_current_thread():
+            raise WrongThreadError(f"{method}() cannot be called by a handler or callback: it would wait for itself")
+        self._check_open()

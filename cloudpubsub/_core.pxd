@@ -1,0 +1,277 @@
+# The C core as Cython sees it: the only file with extern declarations.  What a function promises stands in its header.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "<stdbool.h>" nogil:
+    ctypedef bint c_bool "bool"
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write(int fd, uint64_t value)
+
+cdef extern from "_status.h" nogil:
+    enum cps_status:
+        CPS_OK
+        CPS_FULL
+        CPS_EMPTY
+        CPS_TIMEOUT
+        CPS_TOO_LARGE
+        CPS_CLOSED
+        CPS_LOCKED
+        CPS_DAMAGED
+        CPS_IO
+        CPS_NO_MEMORY
+        CPS_DROPPED
+        CPS_UNKNOWN
+        CPS_BUSY
+        CPS_FOREIGN
+
+cdef extern from "_io.h" nogil:
+    ctypedef struct cps_io:
+        pass
+    const cps_io *cps_io_system() noexcept
+
+cdef extern from "_crc32c.h" nogil:
+    const char *cps_crc32c_name() noexcept
+
+cdef extern from "_record.h" nogil:
+    enum:
+        CPS_RECORD_RETAIN
+    ctypedef struct cps_record:
+        uint64_t position
+        uint64_t stamp_ms
+        uint32_t length_bytes
+        uint32_t payload_bytes
+        uint16_t topic_bytes
+        uint16_t userdata_bytes
+        uint8_t flags
+        c_bool is_pad
+    uint64_t cps_record_span(uint64_t length_bytes) noexcept
+    cps_status cps_record_load(const uint8_t *at, uint64_t available, uint64_t position, cps_record *out) noexcept
+    const uint8_t *cps_record_topic(const uint8_t *at) noexcept
+    const uint8_t *cps_record_payload(const uint8_t *at, const cps_record *record) noexcept
+    const uint8_t *cps_record_userdata(const uint8_t *at, const cps_record *record) noexcept
+
+cdef extern from "_shared.h" nogil:
+    ctypedef struct cps_produced:
+        uint64_t published
+        uint64_t messages
+        uint64_t bytes
+        uint64_t refused
+        uint64_t refused_bytes
+    ctypedef struct cps_settled:
+        uint64_t head
+        uint64_t spilled
+        uint64_t sent_max
+        uint64_t acked_messages
+        uint64_t acked_bytes
+        uint64_t dropped_messages
+        uint64_t dropped_bytes
+        uint64_t dead_messages
+        uint64_t dead_bytes
+
+cdef extern from "_ring.h" nogil:
+    ctypedef struct cps_message:
+        const uint8_t *topic
+        const uint8_t *payload
+        const uint8_t *userdata
+        uint32_t payload_bytes
+        uint16_t topic_bytes
+        uint16_t userdata_bytes
+        uint8_t flags
+
+cdef extern from "_segment.h" nogil:
+    ctypedef struct cps_scan:
+        uint64_t bytes_read
+        uint64_t records
+        uint64_t torn_bytes
+        uint64_t damaged_ranges
+        uint64_t damaged_bytes
+
+cdef extern from "_store.h" nogil:
+    ctypedef struct cps_recovery:
+        cps_scan scan
+        uint64_t segments
+        uint64_t unreadable
+        uint64_t overlapping
+
+cdef extern from "_log.h" nogil:
+    ctypedef struct cps_log:
+        pass
+    enum cps_durability:
+        CPS_DURABILITY_MEMORY
+        CPS_DURABILITY_PROCESS
+        CPS_DURABILITY_POWER
+    enum cps_on_full:
+        CPS_ON_FULL_DROP_OLDEST
+        CPS_ON_FULL_DROP_NEWEST
+        CPS_ON_FULL_BLOCK
+        CPS_ON_FULL_RAISE
+    enum cps_storage:
+        CPS_STORAGE_NONE
+        CPS_STORAGE_OK
+        CPS_STORAGE_FULL
+        CPS_STORAGE_FAILED
+    enum cps_reason:
+        CPS_REASON_QUOTA
+    uint64_t CPS_NO_LIMIT_MS
+    ctypedef struct cps_log_config:
+        const cps_io *io
+        const char *directory
+        const char *ring_directory
+        const uint8_t *identity
+        uint16_t identity_bytes
+        c_bool adopt
+        cps_durability durability
+        cps_on_full on_full
+        uint64_t ring_bytes
+        uint64_t segment_bytes
+        uint64_t spool_bytes_max
+        uint64_t spool_messages_max
+        uint64_t spill_after_ms
+        uint64_t spill_timeout_ms
+        uint64_t block_timeout_ms
+        uint64_t sync_interval_ms
+        uint64_t seal_after_ms
+        void (*notify)(void *user) noexcept nogil
+        void *notify_user
+    ctypedef struct cps_opened:
+        cps_recovery recovery
+        uint64_t ring_messages
+        c_bool ring_adopted
+        c_bool ring_in_file
+        c_bool clean
+        c_bool meta_damaged
+        int error
+        const char *where
+        uint16_t identity_bytes
+        uint8_t identity[1024]
+    ctypedef struct cps_loss:
+        uint64_t first
+        uint64_t end
+        uint64_t messages
+        uint64_t bytes
+        cps_reason reason
+    ctypedef struct cps_log_stats:
+        cps_produced produced
+        cps_settled settled
+        uint64_t sent
+        uint64_t synced
+        uint64_t ring_bytes
+        uint64_t ring_used_bytes
+        uint64_t spool_bytes
+        uint64_t spool_segments
+        uint64_t spool_messages
+        uint64_t pending_messages
+        uint64_t pending_bytes
+        uint64_t oldest_age_ms
+        uint64_t spilled_bytes
+        uint64_t syncs
+        uint64_t damaged_ranges
+        uint64_t damaged_bytes
+        cps_storage storage
+        int storage_error
+    ctypedef struct cps_batch:
+        const uint8_t *bytes
+        size_t size
+        uint64_t position
+        uint64_t lost_end
+    cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened) noexcept
+    void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) noexcept
+    void cps_log_shut(cps_log *log) noexcept
+    void cps_log_forked(cps_log *log) noexcept
+    cps_status cps_log_append(cps_log *log, cps_message *message, c_bool try_only, uint64_t *position) noexcept
+    cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) noexcept
+    void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) noexcept
+    c_bool cps_log_arm(cps_log *log) noexcept
+    void cps_log_rewind(cps_log *log) noexcept
+    void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes) noexcept
+    cps_status cps_log_settle_through(cps_log *log, uint64_t position) noexcept
+    cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record, const uint8_t **at) noexcept
+    void cps_log_link(cps_log *log, c_bool up) noexcept
+    cps_status cps_log_wait_settled(cps_log *log, uint64_t position, uint64_t timeout_ms) noexcept
+    cps_status cps_log_wait_synced(cps_log *log, uint64_t position, uint64_t timeout_ms) noexcept
+    uint64_t cps_log_published(const cps_log *log) noexcept
+    cps_status cps_log_outcome(cps_log *log, uint64_t position, cps_reason *reason) noexcept
+    size_t cps_log_take_losses(cps_log *log, cps_loss *out, size_t room) noexcept
+    void cps_log_stats_now(cps_log *log, cps_log_stats *out) noexcept
+    const char *cps_reason_name(cps_reason reason) noexcept
+
+cdef extern from "_window.h" nogil:
+    ctypedef struct cps_window:
+        pass
+    cps_status cps_window_open(uint32_t messages_max, uint64_t bytes_max, cps_window **out) noexcept
+    void cps_window_close(cps_window *window) noexcept
+    void cps_window_limit(cps_window *window, uint32_t messages_max, uint64_t bytes_max) noexcept
+    cps_status cps_window_pass(cps_window *window, uint64_t position, uint64_t end) noexcept
+    cps_status cps_window_head(const cps_window *window, uint64_t *head) noexcept
+    void cps_window_settled(const cps_window *window, uint64_t *messages, uint64_t *span_bytes) noexcept
+    void cps_window_restart(cps_window *window) noexcept
+    void cps_window_forget_below(cps_window *window, uint64_t position) noexcept
+    uint32_t cps_window_inflight_messages(const cps_window *window) noexcept
+    uint64_t cps_window_inflight_bytes(const cps_window *window) noexcept
+    uint64_t cps_window_unknown_acks(const cps_window *window) noexcept
+    cps_status cps_window_oldest(const cps_window *window, uint64_t *position, uint64_t *sent_ms) noexcept
+
+cdef extern from "_wire.h" nogil:
+    enum:
+        CPS_WIRE_LEVEL_311
+        CPS_WIRE_PUBACK_BYTES
+        CPS_WIRE_CONNACK
+        CPS_WIRE_PUBLISH
+        CPS_WIRE_PUBACK
+        CPS_WIRE_PINGRESP
+        CPS_WIRE_DISCONNECT
+    enum cps_wire_stop:
+        CPS_WIRE_SPAN_END
+        CPS_WIRE_OUTPUT_FULL
+        CPS_WIRE_WINDOW_FULL
+        CPS_WIRE_LIMIT
+        CPS_WIRE_REFUSED
+    ctypedef struct cps_wire_source:
+        const uint8_t *bytes
+        size_t size_bytes
+        uint64_t position
+        uint64_t dup_below
+        uint64_t now_ms
+        uint32_t messages_max
+        uint8_t level
+    ctypedef struct cps_wire_framed:
+        size_t consumed_bytes
+        size_t produced_bytes
+        uint32_t messages
+        uint32_t resent
+        uint32_t skipped
+        uint32_t packet_bytes
+        cps_wire_stop stop
+    cps_status cps_wire_frame(const cps_wire_source *source, cps_window *window, uint8_t *out, size_t capacity,
+                              cps_wire_framed *framed) noexcept
+    cps_status cps_wire_puback(uint8_t *out, size_t capacity, const uint16_t *ids, size_t n, size_t *produced) noexcept
+    ctypedef struct cps_stream:
+        pass
+    ctypedef struct cps_packet:
+        const uint8_t *bytes
+        const uint8_t *topic
+        const uint8_t *payload
+        uint32_t size_bytes
+        uint32_t payload_bytes
+        uint16_t topic_bytes
+        uint16_t packet_id
+        uint8_t type
+        uint8_t flags
+        uint8_t qos
+        uint8_t reason
+        c_bool dup
+        c_bool retain
+        c_bool session_present
+    ctypedef struct cps_wire_acks:
+        size_t packets
+        size_t settled
+        uint64_t settled_bytes
+    cps_status cps_stream_open(size_t initial, uint32_t packet_max, uint8_t level, cps_stream **out) noexcept
+    void cps_stream_close(cps_stream *stream) noexcept
+    void cps_stream_reset(cps_stream *stream) noexcept
+    cps_status cps_stream_space(cps_stream *stream, size_t minimum, uint8_t **at, size_t *room) noexcept
+    void cps_stream_commit(cps_stream *stream, size_t n) noexcept
+    cps_status cps_stream_next(cps_stream *stream, cps_packet *out) noexcept
+    size_t cps_stream_waiting_bytes(const cps_stream *stream) noexcept
+    cps_status cps_wire_take_acks(cps_stream *stream, cps_window *window, uint64_t *positions, size_t capacity,
+                                  cps_wire_acks *acks) noexcept

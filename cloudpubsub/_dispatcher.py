@@ -1,0 +1,343 @@
+"""The one thread on which handlers and callbacks run.
+
+Network threads put work in and never wait for it.  The queue is bounded: a network thread that finds it full stops
+reading and is told when there is room again.  No lock is held while user code runs, nothing that user code raises ends
+the thread, and everything it raises is logged (not more often than once a minute each) and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any
+
+from cloudpubsub._errors import WrongThreadError
+from cloudpubsub._message import Drop, Message
+from cloudpubsub._report import DropReports, RateLimitedLog
+
+__all__ = ["Call", "CallEach", "Deliver", "Dispatcher", "Outcome", "Work"]
+
+_RETRY_DELAY_MAX_S = 2.0
+
+
+class Outcome(Enum):
+    """How a delivery ended."""
+
+    #: Every handler returned (also when there was none).
+    DONE = "done"
+    #: A handler raised at the first try and at every further one.
+    FAILED = "failed"
+    #: The dispatcher stopped first: some handler was not called, or not to its end.  Not to be acknowledged.
+    ABANDONED = "abandoned"
+
+
+class Call:
+    """Call a callback once; what it raises is logged and counted."""
+
+    __slots__ = ("args", "fn")
+    weight = 1
+
+    def __init__(self, fn: Callable[..., object], *args: object) -> None:
+        self.fn = fn
+        self.args = args
+
+
+class CallEach:
+    """Call a callback once for each of several values, in order; counts as so many items."""
+
+    __slots__ = ("fn", "values", "weight")
+
+    def __init__(self, fn: Callable[[Any], object], values: Iterable[object]) -> None:
+        self.fn = fn
+        self.values: Sequence[object] = tuple(values)
+        self.weight = max(1, len(self.values))
+
+
+class Deliver:
+    """Give a message to its handlers, then tell the owner how it ended.
+
+    A handler that raises is tried again, the others are not.  `done(delivery)` is called once for every delivery that
+    `put` accepted, on the dispatcher thread and in the order in which they were accepted; only what a `stop` that ran
+    out of time abandons is reported on the thread that stopped.  It must be quick.  `error` is the last exception that
+    a handler raised.
+    """
+
+    __slots__ = ("done", "error", "handlers", "message", "outcome")
+    weight = 1
+
+    def __init__(
+        self,
+        message: Message,
+        handlers: Sequence[Callable[[Message], object]],
+        done: Callable[[Deliver], object],
+    ) -> None:
+        self.message = message
+        self.handlers = handlers
+        self.done = done
+        self.outcome = Outcome.ABANDONED
+        self.error: BaseException | None = None
+
+
+Work = Call | CallEach | Deliver
+
+
+class Dispatcher:
+    """A bounded queue and the daemon thread that works it off.
+
+    Args:
+        capacity: Messages and callbacks that may wait; `put` accepts while fewer do.
+        handler_retries: Further tries for a handler that raised.
+        on_drop: Gets the reports of `report_drop`.
+        on_room: Called (on the dispatcher thread) when a `put` was refused and the queue is half empty again; for
+            waking a network thread that stopped reading.
+        retry_delay_s: Seconds before the first further try; doubles up to 2 s.
+        logger: Where exceptions go.
+
+    Thread safety: every method from any thread; `stop` and `wait_idle` not from the dispatcher thread itself.
+    The counters are written by the dispatcher thread alone and may be read by any.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 1_000,
+        *,
+        handler_retries: int = 3,
+        on_drop: Callable[[Drop], object] | None = None,
+        on_room: Callable[[], object] | None = None,
+        retry_delay_s: float = 0.1,
+        logger: logging.Logger | None = None,
+        name: str = "cloudpubsub-dispatcher",
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity!r}")
+        self._capacity = capacity
+        self._retries = handler_retries
+        self._on_drop = on_drop
+        self._on_room = on_room
+        self._retry_delay_s = retry_delay_s
+        self._log = RateLimitedLog(logger or logging.getLogger("cloudpubsub"))
+        self._drops = DropReports()
+        # One lock guards the fields below; each condition has its own kind of sleeper.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # the dispatcher thread
+        self._room = threading.Condition(self._lock)  # put() with a timeout
+        self._idle = threading.Condition(self._lock)  # wait_idle()
+        self._queue: deque[Work] = deque()
+        self._load = 0  # sum of the weights in the queue
+        self._refused = False  # since on_room was last called
+        self._busy = False
+        self._stopping = False
+        self._deadline_s: float | None = None  # with _stopping: the end of the time for callbacks
+        self._started = False
+        # Set beside _stopping, for a retry that sleeps without the lock.
+        self._interrupt = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        #: Exceptions out of handlers (each try counts) and out of callbacks.
+        self.handler_errors = 0
+        self.callback_errors = 0
+
+    def start(self) -> None:
+        """Start the thread; what was put in before is worked off now.  Further calls do nothing."""
+        with self._lock:
+            if self._started or self._stopping:
+                return
+            self._started = True
+        self._thread.start()
+
+    def is_current_thread(self) -> bool:
+        """Whether the caller is a handler or callback."""
+        return threading.get_ident() == self._thread.ident
+
+    def has_room(self) -> bool:
+        """Whether `put` would accept an item now.  A False also asks for `on_room`."""
+        with self._lock:
+            if self._load < self._capacity:
+                return not self._stopping
+            self._refused = True
+            return False
+
+    def put(self, item: Work, timeout_s: float | None = 0.0) -> bool:
+        """Queue an item.  Returns False if the queue stayed full or the dispatcher stops; the item is not kept then.
+
+        Blocks at most `timeout_s` (0: not at all; None: until there is room or the dispatcher stops), and never on the
+        dispatcher thread itself, which would wait for itself.
+        """
+        with self._lock:
+            if self._load >= self._capacity and not self._stopping:
+                if timeout_s != 0 and not self.is_current_thread():
+                    self._room.wait_for(lambda: self._stopping or self._load < self._capacity, timeout_s)
+                if self._load >= self._capacity:
+                    self._refused = True
+                    return False
+            if self._stopping:
+                return False
+            self._queue.append(item)
+            self._load += item.weight
+            if not self._busy:
+                self._work.notify()
+            return True
+
+    def put_always(self, item: Call) -> None:
+        """Queue a rare item (a change of state) even when the queue is full; dropped only when the dispatcher stops."""
+        with self._lock:
+            if not self._stopping:
+                self._queue.append(item)
+                self._load += item.weight
+                self._work.notify()
+
+    def report_drop(self, drop: Drop) -> None:
+        """Queue a report for `on_drop`, always, in bounded memory: see `DropReports`.  Never blocks for long."""
+        if self._on_drop is None:
+            return
+        self._drops.add(drop)
+        with self._lock:
+            self._work.notify()
+
+    def wait_idle(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is queued and nothing runs, at most `timeout_s` seconds.  Returns whether it is so."""
+        if self.is_current_thread():
+            raise WrongThreadError("a handler or callback cannot wait for the handlers to finish")
+        with self._lock:
+            return self._idle.wait_for(lambda: not (self._busy or self._queue or len(self._drops)), timeout_s)
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """Accept nothing more, finish, and end the thread.  Returns whether it ended within `timeout_s` seconds.
+
+        What runs may end; a handler that waits for its next try gives up; deliveries not begun are abandoned; queued
+        callbacks and drop reports are still called until the time is over.  A handler that does not return is left
+        behind on its daemon thread: if it ever returns, `done` of its delivery is called then, and nothing else.
+        Idempotent.  Raises WrongThreadError on the dispatcher thread.
+        """
+        if self.is_current_thread():
+            raise WrongThreadError("a handler or callback cannot stop the dispatcher")
+        with self._lock:
+            self._deadline_s = time.monotonic() + timeout_s
+            self._stopping = True
+            self._interrupt.set()
+            self._work.notify_all()
+            self._room.notify_all()
+            started = self._started
+        if not started:
+            self._abandon_queue()
+            return True
+        self._thread.join(timeout_s)
+        ended = not self._thread.is_alive()
+        if not ended:
+            self._abandon_queue()
+        self._log.flush()
+        return ended
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._busy = False
+                while not (self._queue or len(self._drops) or self._stopping):
+                    self._idle.notify_all()
+                    self._work.wait()
+                if self._stopping and (self._is_late() or not (self._queue or len(self._drops))):
+                    break
+                self._busy = True
+                item = self._queue.popleft() if self._queue else None
+                has_room = self._took(item) if item is not None else False
+            if has_room and self._on_room is not None:
+                self._call(self._on_room, ())
+            # One report for each item, so that neither of the two kinds can starve the other.
+            if (drop := self._drops.take()) is not None and self._on_drop is not None:
+                self._call(self._on_drop, (drop,))
+            if item is not None:
+                self._work_off(item)
+                # Else the last message would be kept alive while the queue is empty.
+                del item
+        self._abandon_queue()
+
+    def _took(self, item: Work) -> bool:
+        """Account for an item taken out, with the lock held.  Returns whether `on_room` is due."""
+        self._load -= item.weight
+        if self._load < self._capacity:
+            # All, because a notice to a sleeper whose time ran out at this moment would be lost for the others.
+            self._room.notify_all()
+        if self._refused and self._load <= self._capacity // 2:
+            self._refused = False
+            return True
+        return False
+
+    def _is_late(self) -> bool:
+        return self._deadline_s is not None and time.monotonic() >= self._deadline_s
+
+    def _abandon_queue(self) -> None:
+        """Every accepted delivery hears how it ended, also when that is not at all; the rest has run out of time."""
+        while self._drops.take() is not None:
+            pass
+        while True:
+            with self._lock:
+                item = self._queue.popleft() if self._queue else None
+                if item is None:
+                    self._load = 0
+                    self._idle.notify_all()
+                    return
+            if isinstance(item, Deliver):
+                self._call(item.done, (item,))
+
+    def _work_off(self, item: Work) -> None:
+        if isinstance(item, Deliver):
+            item.outcome = self._deliver(item)
+            self._call(item.done, (item,))
+        elif isinstance(item, CallEach):
+            for value in item.values:
+                if self._interrupt.is_set() and self._is_late():
+                    break
+                self._call(item.fn, (value,))
+        else:
+            self._call(item.fn, item.args)
+
+    def _deliver(self, item: Deliver) -> Outcome:
+        outcome = Outcome.DONE
+        for handler in item.handlers:
+            if self._interrupt.is_set():
+                return Outcome.ABANDONED
+            ended = self._try_handler(handler, item)
+            if ended is Outcome.ABANDONED:
+                return ended
+            if ended is Outcome.FAILED:
+                outcome = ended
+        return outcome
+
+    def _try_handler(self, handler: Callable[[Message], object], item: Deliver) -> Outcome:
+        delay_s = self._retry_delay_s
+        for tries_left in range(self._retries, -1, -1):
+            try:
+                handler(item.message)
+                return Outcome.DONE
+            except BaseException as exc:
+                self.handler_errors += 1
+                item.error = exc
+                self._log.log(
+                    logging.ERROR,
+                    f"handler {_name(handler)}",
+                    "handler %s raised on a message of topic %r; %d further tries",
+                    _name(handler),
+                    item.message.topic,
+                    tries_left,
+                    exc_info=exc,
+                )
+            if tries_left and self._interrupt.wait(delay_s):
+                return Outcome.ABANDONED
+            delay_s = min(_RETRY_DELAY_MAX_S, delay_s * 2)
+        return Outcome.FAILED
+
+    def _call(self, fn: Callable[..., object], args: tuple[object, ...]) -> None:
+        try:
+            fn(*args)
+        except BaseException as exc:
+            # SystemExit and KeyboardInterrupt too: raised here they are a mistake in a callback, not the end of the
+            # process.
+            self.callback_errors += 1
+            self._log.log(logging.ERROR, f"callback {_name(fn)}", "callback %s raised", _name(fn), exc_info=exc)
+
+
+def _name(fn: Callable[..., object]) -> str:
+    return getattr(fn, "__qualname__", None) or type(fn).__name__

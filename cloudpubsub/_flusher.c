@@ -1,0 +1,465 @@
+/* The flusher: the one thread that writes to the disk.
+ *
+ * It sleeps until there is a reason to work, then does the first of these that is due: spill a batch of the ring, sync,
+ * seal a full segment, remove drained ones, save a checkpoint.  While the link keeps up none of them is ever due, and
+ * nothing is written.  Every reason is a deadline or a state under the lock, so nothing is lost between look and sleep. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+
+#include "_log_inside.h"
+
+#define NEVER CPS_NO_LIMIT_MS
+
+static uint64_t now_ms(const cps_log *log) { return log->io->monotonic_ms(log->io->context); }
+
+static bool is_power(const cps_log *log) { return log->config.durability == CPS_DURABILITY_POWER; }
+
+/* ---- storage state ---- */
+
+static void storage_failed(cps_log *log, int error) {
+    log->storage = CPS_STORAGE_FAILED;
+    log->storage_error = error;
+    log->retry_delay_ms = log->retry_delay_ms == 0 ? CPS_RETRY_MIN_MS : log->retry_delay_ms * 2;
+    if (log->retry_delay_ms > CPS_RETRY_MAX_MS) log->retry_delay_ms = CPS_RETRY_MAX_MS;
+    log->retry_at_ms = now_ms(log) + log->retry_delay_ms;
+    (void)pthread_cond_broadcast(&log->room); /* the policy decides from here on */
+    (void)pthread_cond_broadcast(&log->settled_moved);
+}
+
+static void storage_full(cps_log *log) {
+    log->storage = CPS_STORAGE_FULL;
+    log->retry_at_ms = NEVER; /* until a segment goes */
+    (void)pthread_cond_broadcast(&log->room);
+    (void)pthread_cond_broadcast(&log->settled_moved);
+}
+
+static void storage_works(cps_log *log) {
+    log->storage = CPS_STORAGE_OK;
+    log->retry_delay_ms = 0;
+}
+
+/* ---- syncing, sealing, removing ---- */
+
+/* Under the lock: a file that failed is not trusted again; one with nothing in it goes at once. */
+static void give_up(cps_log *log, cps_segment *segment) {
+    segment->full = true;
+    if (log->active == segment) log->active = NULL;
+    if (segment->end == segment->base && !segment->retired) cps_log_retire(log, segment);
+}
+
+/* A sync failed in power mode.  The ring still holds everything that was not confirmed, at the same positions, so the
+ * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file. */
+static void take_back(cps_log *log, cps_segment *segment) {
+    uint64_t end = segment->synced_end;
+    CPS_ASSERT(cps_ring_low(log->ring) <= end || end <= log->settled.head);
+    while (log->store.last != segment) cps_log_retire(log, log->store.last);
+    log->store.messages -= segment->messages - segment->synced_messages;
+    segment->messages = segment->synced_messages;
+    segment->message_bytes = segment->synced_message_bytes;
+    if (segment->settled_messages > segment->messages) segment->settled_messages = segment->messages;
+    if (segment->settled_bytes > segment->message_bytes) segment->settled_bytes = segment->message_bytes;
+    segment->end = end;
+    log->settled.spilled = end;
+}
+
+/* Make one segment durable; a full one is sealed.  Lets the lock go.  False: it failed. */
+static bool sync_segment(cps_log *log, cps_segment *segment) {
+    const cps_io *io = log->io;
+    uint64_t end = segment->end, file_bytes = segment->file_bytes;
+    bool seal = segment->full && !segment->sealed;
+    segment->users++;
+    (void)pthread_mutex_unlock(&log->lock);
+    enum cps_status status = seal ? cps_segment_seal(segment, &file_bytes) : cps_segment_sync(segment);
+    if (status == CPS_OK && !segment->named) {
+        status = io->sync_directory(io->context, log->directory, &segment->error);
+        segment->poison = status; /* its bytes are safe, its name is not */
+        segment->named = status == CPS_OK;
+    }
+    (void)pthread_mutex_lock(&log->lock);
+    segment->users--;
+    log->syncs++;
+    if (status != CPS_OK) {
+        storage_failed(log, segment->error);
+        /* Without anything unsynced only its footer failed, and nothing behind it may be given up. */
+        if (is_power(log) && !segment->retired && segment->synced_end < end) take_back(log, segment);
+        give_up(log, segment);
+    } else {
+        segment->synced_end = end;
+        segment->synced_messages = segment->messages;
+        segment->synced_message_bytes = segment->message_bytes;
+        segment->sealed = seal || segment->sealed;
+        if (!segment->retired) cps_store_resize(&log->store, segment, file_bytes);
+        if (log->storage == CPS_STORAGE_FAILED || seal) storage_works(log);
+    }
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    return status == CPS_OK;
+}
+
+/* Seal a full segment that takes clearly more room than it needs.  Lets the lock go.  False: there is none. */
+static bool shrink_one(cps_log *log) {
+    for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
+        if (!s->full || s->sealed || s->poison != CPS_OK || s->end == s->base) continue;
+        if (s->file_bytes <= cps_segment_sealed_bytes(s)) continue;
+        return sync_segment(log, s);
+    }
+    return false;
+}
+
+/* Remove one retired segment that nobody reads.  Lets the lock go.  False: there is none. */
+static bool remove_one(cps_log *log) {
+    for (cps_segment **link = &log->retired; *link != NULL; link = &(*link)->next) {
+        cps_segment *segment = *link;
+        if (segment->users > 0) continue;
+        uint64_t file_bytes = segment->file_bytes;
+        *link = segment->next;
+        (void)pthread_mutex_unlock(&log->lock);
+        cps_segment_close(segment, true);
+        (void)pthread_mutex_lock(&log->lock);
+        log->retired_bytes -= file_bytes;
+        log->unlinked = true;
+        if (log->storage == CPS_STORAGE_FULL) storage_works(log);
+        if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
+        return true;
+    }
+    return false;
+}
+
+/* ---- spilling ---- */
+
+/* Up to where the ring should be written out now; 0: it need not be. */
+static uint64_t spill_goal(const cps_log *log, uint64_t now) {
+    uint64_t low = cps_log_low(log), published = cps_ring_published(log->ring);
+    uint64_t used = published - low, size = log->home.ring_bytes;
+    if (used == 0) return 0;
+    if (log->storage != CPS_STORAGE_OK && now < log->retry_at_ms) return 0;
+    if (log->closing) return published;
+    if (log->storage == CPS_STORAGE_FAILED) return low + 1; /* one record, to see whether it works again */
+    uint64_t asked = log->sync_goal > log->spill_goal ? log->sync_goal : log->spill_goal;
+    if (asked > low) return asked;
+    if (used > size / 2) return published - size / 4;
+    if (log->producers_waiting > 0) return low + used / 2 + 1;
+    return 0;
+}
+
+/* Make room within the user's limits for one more message and a file of `file_bytes` (0: no new one).  Lets the lock go.
+ * False: there is none. */
+static bool keep_limits(cps_log *log, uint64_t file_bytes) {
+    const cps_log_config *config = &log->config;
+    uint64_t messages_max = config->spool_messages_max;
+    for (;;) {
+        uint64_t taken = log->store.file_bytes + log->retired_bytes;
+        bool crowded = messages_max != 0 && log->store.messages >= messages_max;
+        bool large = file_bytes != 0 && taken + file_bytes > config->spool_bytes_max;
+        if (!crowded && !large) return true;
+        if (remove_one(log)) continue;
+        if (large && shrink_one(log)) continue;
+        if (config->on_full == CPS_ON_FULL_DROP_OLDEST && cps_log_drop_segment(log)) continue;
+        storage_full(log);
+        return false;
+    }
+}
+
+/* A new segment at `position` that takes a record of `span` bytes.  Lets the lock go.  False: it cannot be. */
+static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
+    uint64_t file_bytes = span + CPS_SEGMENT_HEADER_BYTES + CPS_SEGMENT_FOOTER_BYTES;
+    if (file_bytes < log->config.segment_bytes) file_bytes = log->config.segment_bytes;
+    while (keep_limits(log, file_bytes)) {
+        cps_segment_identity identity = {.epoch = log->epoch, .serial = log->serial++, .base = position};
+        memcpy(identity.spool_id, log->meta.spool_id, 16);
+        cps_segment *segment;
+        int error = 0;
+        (void)pthread_mutex_unlock(&log->lock);
+        enum cps_status status =
+            cps_segment_create(log->io, log->directory, &identity, file_bytes, &segment, &error);
+        (void)pthread_mutex_lock(&log->lock);
+        if (status == CPS_OK) {
+            cps_store_add(&log->store, segment);
+            log->active = segment;
+            return true;
+        }
+        bool no_space = status == CPS_IO && (error == ENOSPC || error == EDQUOT);
+        if (no_space && log->config.on_full == CPS_ON_FULL_DROP_OLDEST && cps_log_drop_segment(log)) {
+            while (remove_one(log)) {}
+            continue; /* the disk is smaller than the quota: the oldest make room for the newest all the same */
+        }
+        storage_failed(log, status == CPS_IO ? error : ENOMEM);
+        return false;
+    }
+    return false;
+}
+
+/* Make sure that `active` takes a record of `span` bytes at `position`.  Lets the lock go.  False: it cannot be. */
+static bool provide_segment(cps_log *log, uint64_t position, uint64_t span) {
+    cps_segment *active = log->active;
+    uint64_t messages_max = log->config.spool_messages_max;
+    bool crowded = active != NULL && messages_max != 0 && active->messages > 0 && active->messages >= messages_max / 8;
+    bool fits = active != NULL && active->end == position && cps_segment_has_room(active, span) &&
+                active->poison == CPS_OK;
+    if (active != NULL && (!fits || crowded)) {
+        active->full = true;
+        log->active = NULL;
+    }
+    if (log->active != NULL && !keep_limits(log, 0)) return false;
+    return log->active != NULL || start_segment(log, position, span);
+}
+
+/* Copy whole records from the ring, from `position` on, into the staging buffer: at most `room` bytes, to `goal`. */
+static size_t stage(cps_log *log, uint64_t position, uint64_t goal, uint64_t room, uint64_t messages_room) {
+    size_t staged = 0;
+    uint64_t messages = 0;
+    if (room > log->staging_bytes) room = log->staging_bytes;
+    cps_ring_pin(log->ring, CPS_PIN_FLUSHER, position);
+    while (position + staged < goal && messages < messages_room) {
+        const uint8_t *bytes;
+        size_t size, whole = 0;
+        if (cps_ring_view(log->ring, position + staged, &bytes, &size) != CPS_OK) break;
+        (void)pthread_mutex_unlock(&log->lock);
+        while (whole < size && position + staged + whole < goal && messages < messages_room) {
+            cps_record record;
+            CPS_ASSERT(cps_record_load(bytes + whole, size - whole, position + staged + whole, &record) == CPS_OK);
+            size_t span = (size_t)cps_record_span(record.length_bytes);
+            if (staged + whole + span > room) break;
+            messages += !record.is_pad;
+            whole += span;
+        }
+        memcpy(log->staging + staged, bytes, whole);
+        (void)pthread_mutex_lock(&log->lock);
+        staged += whole;
+        if (whole < size) break;
+    }
+    cps_ring_unpin(log->ring, CPS_PIN_FLUSHER);
+    return staged;
+}
+
+static uint64_t first_span(const cps_log *log, uint64_t position) {
+    const uint8_t *bytes;
+    size_t size;
+    cps_record record;
+    CPS_ASSERT(cps_ring_view(log->ring, position, &bytes, &size) == CPS_OK);
+    CPS_ASSERT(cps_record_load(bytes, size, position, &record) == CPS_OK);
+    return cps_record_span(record.length_bytes);
+}
+
+/* Under the lock: the staged batch at `position` is in the active segment. */
+static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messages, uint64_t bytes) {
+    cps_segment *active = log->active;
+    if (active->synced_end == active->end) active->unsynced_since_ms = now_ms(log);
+    for (size_t at = 0; at < size;) {
+        cps_record record;
+        CPS_ASSERT(cps_record_load(log->staging + at, size - at, position + at, &record) == CPS_OK);
+        uint64_t span = cps_record_span(record.length_bytes);
+        if (!record.is_pad && active->oldest_stamp_ms == 0) active->oldest_stamp_ms = record.stamp_ms;
+        if (position + at >= log->settled.head) break;
+        active->settled_messages += !record.is_pad; /* acknowledged on its way here */
+        active->settled_bytes += record.is_pad ? 0 : span;
+        at += (size_t)span;
+    }
+    active->end = position + size;
+    active->messages += messages;
+    active->message_bytes += bytes;
+    log->store.messages += messages;
+    log->spilled_bytes += size;
+    log->settled.spilled = position + size;
+    storage_works(log);
+}
+
+/* Write one batch.  False: the storage refused. */
+static bool spill_batch(cps_log *log, uint64_t goal) {
+    log->spilling = true;
+    uint64_t position = cps_log_low(log);
+    bool done = provide_segment(log, position, first_span(log, position));
+    if (done && cps_log_low(log) == position) { /* the reader may have settled it while the lock was open */
+        cps_segment *active = log->active;
+        uint64_t room = active->capacity_bytes - (active->end - active->base);
+        uint64_t max = log->config.spool_messages_max;
+        uint64_t messages_room = max == 0 ? UINT64_MAX : max - log->store.messages;
+        if (max != 0 && messages_room > max / 8 + 1) messages_room = max / 8 + 1;
+        size_t size = stage(log, position, goal, room, messages_room);
+        CPS_ASSERT(size > 0);
+        uint64_t messages, bytes;
+        (void)pthread_mutex_unlock(&log->lock);
+        cps_segment_prepare(active, log->staging, size, position, &messages, &bytes);
+        enum cps_status status = cps_segment_append(active, log->staging, size);
+        (void)pthread_mutex_lock(&log->lock);
+        if (status == CPS_OK) {
+            take_in(log, size, position, messages, bytes);
+        } else {
+            storage_failed(log, active->error);
+            give_up(log, active); /* what memory still holds goes to a new file */
+            done = false;
+        }
+    }
+    log->spilling = false;
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    return done;
+}
+
+/* ---- what is due ---- */
+
+/* The next segment to sync now: power mode and requests want all, otherwise full ones when they are old enough. */
+static cps_segment *due_for_sync(cps_log *log, uint64_t now, bool all) {
+    for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
+        if (s->sealed || s->poison != CPS_OK || s->end <= log->settled.head) continue;
+        if (s->synced_end == s->end && !(s->full && all)) continue;
+        if (all || (s->full && now >= s->unsynced_since_ms + log->config.seal_after_ms)) return s;
+    }
+    return NULL;
+}
+
+static bool wants_sync(const cps_log *log) {
+    if (log->closing || log->sync_goal > cps_log_synced(log)) return true;
+    /* In power mode the ring gives room only for what is synced. */
+    uint64_t held = cps_ring_low(log->ring);
+    bool crowded = log->producers_waiting > 0 || cps_ring_published(log->ring) - held > log->home.ring_bytes / 2;
+    return is_power(log) && crowded && held < cps_log_low(log);
+}
+
+/* Sync and seal what is due.  Lets the lock go.  False: nothing was, or it failed. */
+static bool sync_due(cps_log *log) {
+    cps_segment *segment;
+    bool any = false;
+    while ((segment = due_for_sync(log, now_ms(log), wants_sync(log))) != NULL) {
+        if (!sync_segment(log, segment)) return false;
+        any = true;
+    }
+    return any;
+}
+
+/* ---- keeping house ---- */
+
+/* Make removals durable, a burst of them at once.  Lets the lock go. */
+static void sync_removals(cps_log *log) {
+    int ignored; /* a file that comes back after a power cut is settled, and removed again */
+    log->unlinked = false;
+    (void)pthread_mutex_unlock(&log->lock);
+    (void)!log->io->sync_directory(log->io->context, log->directory, &ignored);
+    (void)pthread_mutex_lock(&log->lock);
+}
+
+static CPS_MUST_CHECK enum cps_status save_meta(cps_log *log, bool synced) {
+    cps_meta *meta = &log->meta;
+    cps_shared_read_produced(log->home.shared, &meta->produced);
+    meta->settled = log->settled;
+    (void)pthread_mutex_unlock(&log->lock);
+    enum cps_status status = cps_meta_save(meta, synced);
+    (void)pthread_mutex_lock(&log->lock);
+    if (status != CPS_OK) log->storage_error = meta->error;
+    return status;
+}
+
+/* The acknowledgement cursor is advisory; it is kept near while segments drain, so that a kill costs few duplicates. */
+static void checkpoint(cps_log *log, uint64_t now) {
+    log->checkpoint_head = log->settled.head;
+    /* A failure costs duplicates after a crash and nothing else, so it does not stop the storage. */
+    bool saved = save_meta(log, false) == CPS_OK;
+    log->checkpoint_due_ms = now + (saved ? CPS_CHECKPOINT_MS : CPS_RETRY_MAX_MS);
+}
+
+static bool checkpoint_wanted(const cps_log *log) {
+    return log->store.first != NULL && log->settled.head != log->checkpoint_head;
+}
+
+static bool reservation_short(const cps_log *log, uint64_t now) {
+    return log->reserved_end - cps_ring_published(log->ring) < CPS_POSITION_BLOCK / 2 && now >= log->reserve_due_ms;
+}
+
+static void reserve(cps_log *log, uint64_t now) {
+    uint64_t end = log->reserved_end + CPS_POSITION_BLOCK;
+    log->meta.next_position = end;
+    if (save_meta(log, true) == CPS_OK) log->reserved_end = end;
+    else log->reserve_due_ms = now + CPS_RETRY_MAX_MS; /* half a block, 2^39 bytes, is left until it must work */
+}
+
+/* Last act: everything is on the disk, or cannot be brought there. */
+static void finish(cps_log *log) {
+    if (log->active != NULL) log->active->full = true;
+    log->active = NULL;
+    (void)sync_due(log);
+    while (remove_one(log)) {}
+    uint64_t published = cps_ring_published(log->ring);
+    bool everything = cps_log_low(log) == published && cps_log_synced(log) == published;
+    log->meta.clean = everything;
+    if (everything) log->meta.next_position = published;
+    if (save_meta(log, true) == CPS_OK && log->unlinked) sync_removals(log);
+}
+
+/* ---- the loop ---- */
+
+static uint64_t earlier(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Power mode: has the next group commit to be timed? */
+static bool sync_clock_wanted(const cps_log *log) {
+    return is_power(log) && log->sync_due_ms == 0 && log->sync_goal == 0 && !cps_log_hopeless(log, NEVER);
+}
+
+/* Start the clocks of what waits in the ring; one that has run out sets a goal.  The goal is where the log ends at that
+ * moment, so that what is published while it is written waits for the next round, and batches stay large. */
+static void run_clocks(cps_log *log, uint64_t now) {
+    uint64_t published = cps_ring_published(log->ring);
+    bool waiting = published > cps_log_low(log);
+    if (log->offline_due_ms != 0 && now >= log->offline_due_ms) {
+        log->offline_due_ms = 0;
+        log->spill_goal = published;
+    }
+    if (log->sync_due_ms != 0 && now >= log->sync_due_ms) {
+        log->sync_due_ms = 0;
+        if (published > log->sync_goal) log->sync_goal = published;
+    }
+    if (!log->link_up && log->offline_due_ms == 0 && waiting) log->offline_due_ms = now + log->config.spill_after_ms;
+    if (sync_clock_wanted(log) && published > cps_log_synced(log)) log->sync_due_ms = now + log->config.sync_interval_ms;
+}
+
+static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
+    uint64_t deadline = NEVER;
+    bool works = log->storage == CPS_STORAGE_OK;
+    if (!works && (waiting || now < log->retry_at_ms)) deadline = log->retry_at_ms;
+    if (works && log->offline_due_ms != 0 && waiting) deadline = earlier(deadline, log->offline_due_ms);
+    if (log->sync_due_ms != 0) deadline = earlier(deadline, log->sync_due_ms);
+    if (checkpoint_wanted(log)) deadline = earlier(deadline, log->checkpoint_due_ms);
+    for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
+        if (s->full && !s->sealed && s->poison == CPS_OK && s->synced_end < s->end)
+            deadline = earlier(deadline, s->unsynced_since_ms + log->config.seal_after_ms);
+    return deadline;
+}
+
+/* Producers wake us when `published` passes a threshold: the next record where it starts a clock, else a ring half full.
+ * Arming fails when it has passed already, so that a record that comes just now is not overlooked. */
+static void sleep_until_needed(cps_log *log, uint64_t now) {
+    uint64_t low = cps_log_low(log), synced = cps_log_synced(log);
+    bool waiting = cps_ring_published(log->ring) > low;
+    uint64_t threshold = low + log->home.ring_bytes / 2;
+    if (!log->link_up && (!waiting || log->offline_due_ms == 0)) threshold = low;
+    if (sync_clock_wanted(log) && synced < threshold) threshold = synced;
+    if (log->storage == CPS_STORAGE_FAILED) threshold = low; /* the next record is a try */
+    bool may_write = log->storage == CPS_STORAGE_OK || (log->storage == CPS_STORAGE_FAILED && now >= log->retry_at_ms);
+    if (may_write && !cps_ring_arm(log->ring, CPS_WAKE_FLUSHER, threshold)) return;
+    (void)cps_log_timed_wait(log, &log->work, next_deadline(log, now, waiting));
+}
+
+void *cps_flusher_run(void *argument) {
+    cps_log *log = argument;
+    (void)pthread_mutex_lock(&log->lock);
+    for (;;) {
+        uint64_t now = now_ms(log);
+        run_clocks(log, now);
+        uint64_t goal = spill_goal(log, now);
+        if (goal != 0 && (spill_batch(log, goal) || !log->closing)) continue;
+        if (log->sync_goal <= cps_log_synced(log) || cps_log_hopeless(log, log->sync_goal)) log->sync_goal = 0;
+        if (due_for_sync(log, now, wants_sync(log)) != NULL && (sync_due(log) || !log->closing)) continue;
+        if (remove_one(log)) continue;
+        if (log->closing) break;
+        if (checkpoint_wanted(log) && now >= log->checkpoint_due_ms) checkpoint(log, now);
+        if (log->unlinked) sync_removals(log);
+        else if (reservation_short(log, now)) reserve(log, now);
+        else sleep_until_needed(log, now);
+    }
+    finish(log);
+    log->stopped = true;
+    (void)pthread_cond_broadcast(&log->settled_moved);
+    (void)pthread_mutex_unlock(&log->lock);
+    return NULL;
+}

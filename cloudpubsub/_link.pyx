@@ -1,0 +1,318 @@
+# cython: language_level=3, binding=True, embedsignature=True
+"""The thin face of the wire: `Sender` for the publish connection, `Receiver` for the subscribe connection.
+
+Both stand between a socket, which the caller reads and writes, and the C core: bytes go in and out through buffers of
+the core, and Python touches no message on the way out.  What is not for the data plane comes back as `control` bytes, to
+be given to paho.  Each object belongs to one thread, the owner of its connection.
+"""
+
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+
+from cloudpubsub._core cimport *
+from cloudpubsub._spool cimport Log, check_status
+
+from cloudpubsub._message import Message
+
+cdef enum:
+    OUT_BYTES = 128 * 1024
+    READ_BYTES = 128 * 1024
+    IN_BYTES = 64 * 1024
+    TAKE_MAX = 1024  # acknowledgements at once where each is reported
+
+PROTOCOL_LEVEL = CPS_WIRE_LEVEL_311
+
+
+cdef class _Inbound:
+    """The incoming bytes of one connection after the other."""
+
+    cdef cps_stream *stream
+    cdef readonly int connack  # return code of the CONNACK, -1: none has come
+    cdef readonly int pingresps  # since restart
+    cdef readonly unsigned long long received_bytes  # since restart
+
+    def __cinit__(self, *args, **kwargs):
+        self.stream = NULL
+        self.connack = -1
+
+    def __dealloc__(self):
+        cps_stream_close(self.stream)
+
+    cdef int open_stream(self, uint32_t packet_max) except -1:
+        return check_status(cps_stream_open(IN_BYTES, packet_max, CPS_WIRE_LEVEL_311, &self.stream))
+
+    cdef int restart_stream(self) except -1:
+        cps_stream_reset(self.stream)
+        self.connack = -1
+        self.pingresps = 0
+        self.received_bytes = 0
+        return 0
+
+    def space(self, size_t minimum=16384):
+        """A writable view for the next bytes of the socket; valid until the next call of any method but `received`."""
+        cdef uint8_t *at
+        cdef size_t room
+        check_status(cps_stream_space(self.stream, minimum, &at, &room))
+        return PyMemoryView_FromMemory(<char *>at, room, PyBUF_WRITE)
+
+    def received(self, size_t n):
+        """`n` bytes were read into the view."""
+        cps_stream_commit(self.stream, n)
+        self.received_bytes += n
+
+    def waiting_bytes(self):
+        """Bytes received and not yet taken."""
+        return cps_stream_waiting_bytes(self.stream)
+
+    cdef int note(self, const cps_packet *packet, bytearray control) except -1:
+        """Keep what we want to know of a packet that is not data, and pass it on where paho must see it."""
+        if packet.type == CPS_WIRE_PINGRESP:
+            self.pingresps += 1
+            return 0
+        if packet.type == CPS_WIRE_CONNACK:
+            self.connack = packet.reason
+        control += packet.bytes[:packet.size_bytes]
+        return 0
+
+
+cdef class Sender(_Inbound):
+    """Publish connection: batches of the log framed for the socket, acknowledgements taken back into the log.
+
+    Args:
+        log: The log; this object is its reader.
+        max_inflight: Messages on the wire without acknowledgement.
+        max_inflight_bytes: Bytes of their packets.
+        packet_max: Largest packet that the broker may send.
+    """
+
+    cdef Log log
+    cdef cps_window *window
+    cdef uint8_t *out
+    cdef size_t out_size, out_start, out_end
+    cdef uint64_t dup_below, told_head, told_messages, told_bytes
+    cdef readonly unsigned long long resent  # messages sent again, over all connections
+    cdef readonly unsigned long long sent_messages
+    cdef readonly bint window_full  # the last `frame` stopped for it
+    cdef uint64_t positions[TAKE_MAX]
+
+    def __cinit__(self, *args, **kwargs):
+        self.window = NULL
+        self.out = NULL
+
+    def __init__(self, Log log not None, uint32_t max_inflight, uint64_t max_inflight_bytes, uint32_t packet_max=65536):
+        self.log = log
+        self.dup_below = log.stats()["sent_max"]
+        self.out_size = OUT_BYTES
+        self.out = <uint8_t *>malloc(self.out_size)
+        if self.out == NULL:
+            raise MemoryError("no memory for the output buffer")
+        check_status(cps_window_open(max_inflight, max_inflight_bytes, &self.window))
+        self.open_stream(packet_max)
+
+    def __dealloc__(self):
+        cps_window_close(self.window)
+        free(self.out)
+
+    def restart(self):
+        """A new connection begins: nothing is in flight, sending starts at the oldest unsettled message."""
+        self.log.check()
+        self.dup_below = max(self.dup_below, <uint64_t>self.log.stats()["sent_max"])
+        cps_window_restart(self.window)
+        self.told_head = 0
+        self.log.rewind()
+        self.restart_stream()
+        self.out_start = self.out_end = 0
+
+    def frame(self, uint64_t now_ms, uint32_t messages_max=0xFFFFFFFF):
+        """Fill the output buffer, if it is empty, with the packets that log, window and `messages_max` allow.
+
+        Returns how many messages were framed.  OSError (SpoolError) if the disk cannot be read.
+        """
+        cdef uint32_t messages = 0
+        cdef cps_status status = CPS_OK
+        if self.out_start < self.out_end:
+            return 0
+        self.out_start = self.out_end = 0
+        self.window_full = False
+        self.log.enter()
+        try:
+            with nogil:
+                while messages < messages_max and status == CPS_OK and not self.window_full:
+                    status = self.frame_batch(now_ms, messages_max - messages, &messages)
+        finally:
+            self.log.leave()
+        if status != CPS_OK and status != CPS_EMPTY and status != CPS_FULL:
+            check_status(status)
+        self.sent_messages += messages
+        return messages
+
+    cdef cps_status frame_batch(self, uint64_t now_ms, uint32_t room, uint32_t *messages) noexcept nogil:
+        """One run of records.  CPS_EMPTY: the log ends here; CPS_FULL: the buffer is."""
+        cdef cps_batch batch
+        cdef cps_wire_source source
+        cdef cps_wire_framed framed
+        cdef uint8_t *grown
+        cdef cps_status status = self.log.c_read(READ_BYTES, &batch)
+        if status != CPS_OK:
+            return status
+        if batch.size == 0:  # lost on the disk, and counted
+            status = cps_window_pass(self.window, batch.position, batch.lost_end)
+            self.log.c_read_done(batch.lost_end - batch.position if status == CPS_OK else 0)
+            self.window_full = status != CPS_OK
+            self.tell_head()
+            return status
+        source.bytes = batch.bytes
+        source.size_bytes = batch.size
+        source.position = batch.position
+        source.dup_below = self.dup_below
+        source.now_ms = now_ms
+        source.messages_max = room
+        source.level = CPS_WIRE_LEVEL_311
+        status = cps_wire_frame(&source, self.window, self.out + self.out_end, self.out_size - self.out_end, &framed)
+        self.log.c_read_done(framed.consumed_bytes)
+        self.out_end += framed.produced_bytes
+        messages[0] += framed.messages
+        self.resent += framed.resent
+        if framed.skipped:
+            self.tell_head()
+        if status != CPS_OK:
+            return status
+        if framed.stop == CPS_WIRE_WINDOW_FULL:
+            self.window_full = True
+        if framed.stop == CPS_WIRE_OUTPUT_FULL:
+            if self.out_end > 0:
+                return CPS_FULL
+            grown = <uint8_t *>realloc(self.out, framed.packet_bytes)
+            if grown == NULL:
+                return CPS_NO_MEMORY
+            self.out = grown
+            self.out_size = framed.packet_bytes
+        return CPS_OK
+
+    def unsent(self):
+        """A view of the framed bytes that the socket has not taken; the same bytes until `sent` says otherwise."""
+        return PyMemoryView_FromMemory(<char *>self.out + self.out_start, self.out_end - self.out_start, PyBUF_READ)
+
+    def has_unsent(self):
+        return self.out_start < self.out_end
+
+    def sent(self, size_t n):
+        """The socket took `n` bytes of the view."""
+        self.out_start += n
+        if self.out_start > self.out_end:
+            raise ValueError(f"n: {n} bytes are more than there were")
+
+    cdef void tell_head(self) noexcept nogil:
+        """Let the log know how far everything is settled."""
+        cdef uint64_t head, messages, span_bytes
+        cps_window_settled(self.window, &messages, &span_bytes)
+        if cps_window_head(self.window, &head) == CPS_OK and head != self.told_head:
+            self.told_head = head
+            self.log.c_settle(head, messages - self.told_messages, span_bytes - self.told_bytes)
+        self.told_messages = messages
+        self.told_bytes = span_bytes
+
+    def take(self, bint report):
+        """Work off what was received: acknowledgements go to the log.
+
+        Returns (acknowledged messages as a list of `Message` if `report`, else None; number acknowledged; control bytes
+        for paho).  With `report`, about a thousand at a time: call again while `waiting_bytes` does not stand still.
+        Raises ValueError if the broker broke the protocol.
+        """
+        cdef cps_wire_acks acks
+        cdef cps_packet packet
+        cdef cps_status status = CPS_OK
+        cdef bytearray control = bytearray()
+        cdef list reported = [] if report else None
+        cdef size_t i, settled = 0
+        cdef uint64_t *positions = self.positions if report else NULL
+        self.log.enter()
+        try:
+            while status == CPS_OK:
+                with nogil:
+                    status = cps_wire_take_acks(self.stream, self.window, positions, TAKE_MAX, &acks)
+                settled += acks.settled
+                if report:
+                    for i in range(acks.settled):
+                        message = self.log.look(self.positions[i])
+                        if message is not None:
+                            reported.append(message)
+                if status == CPS_OK:
+                    status = cps_stream_next(self.stream, &packet)
+                    if status == CPS_OK:
+                        self.note(&packet, control)
+            with nogil:
+                self.tell_head()
+        finally:
+            self.log.leave()
+        if status != CPS_EMPTY and status != CPS_FULL:
+            raise ValueError("the broker sent what no MQTT broker may send")
+        return reported, settled, control
+
+    def inflight(self):
+        """(messages, bytes, ms when the oldest was framed or None)."""
+        cdef uint64_t position, sent_ms
+        oldest = sent_ms if cps_window_oldest(self.window, &position, &sent_ms) == CPS_OK else None
+        return cps_window_inflight_messages(self.window), cps_window_inflight_bytes(self.window), oldest
+
+    def unknown_acks(self):
+        return cps_window_unknown_acks(self.window)
+
+
+cdef class Receiver(_Inbound):
+    """Subscribe connection: QoS 0 and 1 messages taken out of the stream, PUBACKs framed in batches."""
+
+    def __init__(self, uint32_t packet_max):
+        self.open_stream(packet_max)
+
+    def restart(self):
+        """A new connection begins."""
+        self.restart_stream()
+
+    def take(self, size_t messages_max):
+        """Work off what was received, at most `messages_max` messages.
+
+        Returns (list of (Message, packet id), control bytes for paho, whether more may wait).  The packet id is 0 for
+        QoS 0.  Raises ValueError if the broker broke the protocol.
+        """
+        cdef cps_packet packet
+        cdef cps_status status = CPS_OK
+        cdef bytearray control = bytearray()
+        cdef list messages = []
+        while <size_t>len(messages) < messages_max:
+            status = cps_stream_next(self.stream, &packet)
+            if status != CPS_OK:
+                break
+            if packet.type != CPS_WIRE_PUBLISH or packet.qos == 2:
+                self.note(&packet, control)
+                continue
+            try:
+                topic = PyUnicode_DecodeUTF8(<const char *>packet.topic, packet.topic_bytes, NULL)
+            except UnicodeDecodeError:
+                raise ValueError("the broker sent a topic that is not UTF-8") from None
+            message = Message(topic, PyBytes_FromStringAndSize(<const char *>packet.payload, packet.payload_bytes),
+                              None, b"", packet.retain, packet.dup, packet.qos)
+            messages.append((message, packet.packet_id))
+        if status != CPS_OK and status != CPS_EMPTY:
+            raise ValueError("the broker sent what no MQTT broker may send")
+        return messages, control, status == CPS_OK
+
+
+def frame_pubacks(ids):
+    """PUBACK packets for a list of packet ids, in order."""
+    cdef size_t n = len(ids), i, produced
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, n * CPS_WIRE_PUBACK_BYTES)
+    cdef uint16_t *list_of_ids = <uint16_t *>malloc(2 * n + 1)
+    if list_of_ids == NULL:
+        raise MemoryError("no memory for acknowledgements")
+    try:
+        for i in range(n):
+            list_of_ids[i] = ids[i]
+        check_status(cps_wire_puback(<uint8_t *>PyBytes_AS_STRING(out), len(out), list_of_ids, n, &produced))
+    finally:
+        free(list_of_ids)
+    return out

@@ -1,0 +1,357 @@
+/* The log: its life from open to close.  Producers and waiters are in _log_write.c, the reader in _log_read.c. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "_log.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "_log_inside.h"
+
+static CPS_MUST_CHECK enum cps_status join_path(char out[CPS_PATH_MAX], const char *directory, const char *name) {
+    int n = snprintf(out, CPS_PATH_MAX, "%s/%s", directory, name);
+    return n > 0 && n < CPS_PATH_MAX ? CPS_OK : CPS_TOO_LARGE;
+}
+
+static void init_waits(cps_log *log) {
+    pthread_condattr_t attributes;
+    CPS_ASSERT(pthread_mutex_init(&log->lock, NULL) == 0);
+    CPS_ASSERT(pthread_condattr_init(&attributes) == 0);
+    CPS_ASSERT(pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0); /* no time limit follows the wall clock */
+    CPS_ASSERT(pthread_cond_init(&log->work, &attributes) == 0);
+    CPS_ASSERT(pthread_cond_init(&log->room, &attributes) == 0);
+    CPS_ASSERT(pthread_cond_init(&log->settled_moved, &attributes) == 0);
+    (void)pthread_condattr_destroy(&attributes);
+}
+
+/* Lock, meta file, segments. */
+static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opened) {
+    const cps_log_config *config = &log->config;
+    const cps_io *io = log->io;
+    char path[CPS_PATH_MAX];
+    opened->where = "the lock file";
+    enum cps_status status = join_path(path, config->directory, "lock");
+    if (status == CPS_OK) status = io->open(io->context, path, CPS_IO_ENSURE, &log->lock_handle, &opened->error);
+    if (status != CPS_OK) {
+        log->lock_handle = -1;
+        return status;
+    }
+    status = io->lock(io->context, log->lock_handle, &opened->error);
+    if (status != CPS_OK) return status;
+    opened->where = "the folder for segments";
+    status = join_path(path, config->directory, "log");
+    if (status == CPS_OK) status = io->make_directory(io->context, path, &opened->error);
+    if (status != CPS_OK) return status;
+    memcpy(log->directory, path, sizeof path);
+    opened->where = "the meta file";
+    status = join_path(path, config->directory, "meta");
+    if (status == CPS_OK) status = cps_meta_open(io, path, &log->meta, &opened->meta_damaged, &opened->error);
+    if (status != CPS_OK) return status;
+    log->has_store = true;
+    cps_meta *meta = &log->meta;
+    opened->identity_bytes = meta->identity_bytes;
+    memcpy(opened->identity, meta->identity, meta->identity_bytes);
+    if (config->identity != NULL) {
+        bool same = config->identity_bytes == meta->identity_bytes &&
+                    memcmp(config->identity, meta->identity, meta->identity_bytes) == 0;
+        if (meta->identity_bytes != 0 && !same && !config->adopt) return CPS_FOREIGN;
+        if (config->identity_bytes > CPS_META_IDENTITY_MAX) return CPS_TOO_LARGE;
+        meta->identity_bytes = config->identity_bytes;
+        memcpy(meta->identity, config->identity, config->identity_bytes);
+    }
+    opened->where = "the segments";
+    if (meta->epoch == 0 && cps_store_identify(io, log->directory, meta->spool_id, &meta->epoch))
+        opened->meta_damaged = true; /* lost, rather: the segments tell whose they are and what may not be used again */
+    return cps_store_recover(&log->store, io, log->directory, meta->spool_id, &opened->recovery, &opened->error);
+}
+
+/* Messages of the first segment that lie before `head`; when no record starts at `head`, it cannot be right and all of
+ * them are sent again. */
+static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
+    cps_segment *segment = cps_store_find(&log->store, log->settled.head);
+    if (segment == NULL || segment->base >= log->settled.head) return CPS_OK;
+    uint64_t at = segment->base, messages = 0, bytes = 0;
+    enum cps_status status = CPS_OK;
+    while (status == CPS_OK && at < log->settled.head) {
+        cps_span span;
+        status = cps_segment_span(segment, at, segment->end, CPS_STAGING_BYTES, &log->scratch, &span, error);
+        if (status != CPS_OK) break;
+        if (span.size == 0) {
+            messages += span.lost_messages;
+            bytes += span.lost_end - at;
+            at = span.lost_end;
+        }
+        for (size_t i = 0; i < span.size && at < log->settled.head;) {
+            cps_record record;
+            CPS_ASSERT(cps_record_load(span.bytes + i, span.size - i, at, &record) == CPS_OK); /* span verified it */
+            uint64_t here = cps_record_span(record.length_bytes);
+            messages += !record.is_pad;
+            bytes += record.is_pad ? 0 : here;
+            i += (size_t)here;
+            at += here;
+        }
+    }
+    cps_segment_rest(segment);
+    if (at == log->settled.head) {
+        segment->settled_messages = messages < segment->messages ? messages : segment->messages;
+        segment->settled_bytes = bytes < segment->message_bytes ? bytes : segment->message_bytes;
+    } else if (status == CPS_OK) {
+        log->settled.head = segment->base;
+    }
+    return status == CPS_IO ? CPS_OK : status; /* an unreadable file is the reader's to report; nothing is lost here */
+}
+
+static void pending_on_disk(const cps_log *log, uint64_t *messages, uint64_t *bytes) {
+    *messages = *bytes = 0;
+    for (const cps_segment *s = log->store.first; s != NULL; s = s->next) {
+        if (s->end <= log->settled.head) continue;
+        *messages += s->messages - s->settled_messages;
+        *bytes += s->message_bytes - s->settled_bytes;
+    }
+}
+
+static uint64_t next_block(uint64_t position) { return (position / CPS_POSITION_BLOCK + 1) * CPS_POSITION_BLOCK; }
+
+/* Take over the ring that the last process left, if it is the last one's.  False: there is none. */
+static bool adopt_ring(cps_log *log, cps_opened *opened) {
+    const cps_log_config *config = &log->config;
+    int ignored; /* whatever is wrong with it, a new one is made */
+    if (config->ring_directory == NULL || !log->has_store) return false;
+    if (cps_home_find(log->io, config->ring_directory, log->meta.spool_id, log->meta.generation, &log->home,
+                      &ignored) != CPS_OK)
+        return false;
+    cps_produced produced;
+    cps_shared_read_produced(log->home.shared, &produced);
+    cps_shared_read_settled(log->home.shared, &log->settled);
+    uint64_t disk_end = log->store.last != NULL ? log->store.last->end : 0;
+    if (disk_end > produced.published) { /* the disk knows more: not the ring of the last process after all */
+        cps_home_close(&log->home, false);
+        return false;
+    }
+    if (disk_end > log->settled.spilled) log->settled.spilled = disk_end; /* written, but killed before it said so */
+    opened->ring_adopted = true;
+    return true;
+}
+
+/* No ring survived: what is on the disk is all there is, and positions start where none was ever issued. */
+static CPS_MUST_CHECK enum cps_status start_ring(cps_log *log, cps_opened *opened) {
+    const cps_log_config *config = &log->config;
+    uint64_t start = log->meta.next_position;
+    uint64_t disk_end = log->store.last != NULL ? log->store.last->end : 0;
+    if (disk_end > start) start = next_block(disk_end);
+    log->settled = log->meta.settled;
+    if (log->settled.head > start) log->settled.head = start;
+    if (opened->meta_damaged) log->settled.head = log->store.first != NULL ? log->store.first->base : start;
+    log->settled.spilled = start;
+    const char *directory = config->durability != CPS_DURABILITY_MEMORY && log->has_store ? config->ring_directory : NULL;
+    enum cps_status status = CPS_UNKNOWN;
+    if (directory != NULL)
+        status = cps_home_make(log->io, directory, log->meta.spool_id, config->ring_bytes, start, &log->home,
+                               &opened->error);
+    if (status != CPS_OK) /* no tmpfs to be had: plain memory, and the caller says so to the user */
+        status = cps_home_make(log->io, NULL, log->meta.spool_id, config->ring_bytes, start, &log->home, &opened->error);
+    return status;
+}
+
+/* After a kill without a ring the counters are those of the last checkpoint; make them agree with what is there. */
+static void balance_counters(cps_log *log, bool adopted) {
+    cps_produced produced;
+    cps_shared_read_produced(log->home.shared, &produced);
+    if (!adopted) {
+        const cps_settled *s = &log->settled;
+        uint64_t start = produced.published;
+        produced = log->meta.produced;
+        produced.published = start;
+        if (!log->meta.clean) {
+            uint64_t messages, bytes;
+            pending_on_disk(log, &messages, &bytes);
+            produced.messages = s->acked_messages + s->dropped_messages + s->dead_messages + produced.refused + messages;
+            produced.bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced.refused_bytes + bytes;
+        }
+    }
+    cps_shared_commit_produced(log->home.shared, &produced);
+}
+
+/* Durably: this open, its generation, and a block of positions that it may issue. */
+static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *opened) {
+    cps_meta *meta = &log->meta;
+    cps_produced produced;
+    cps_shared_read_produced(log->home.shared, &produced);
+    do log->io->random(log->io->context, &meta->generation, sizeof meta->generation);
+    while (meta->generation == 0); /* 0 means none */
+    cps_home_announce(&log->home, meta->generation);
+    log->reserved_end = next_block(produced.published) + CPS_POSITION_BLOCK;
+    meta->epoch = log->epoch;
+    meta->next_position = log->reserved_end;
+    meta->clean = false;
+    meta->produced = produced;
+    meta->settled = log->settled;
+    opened->where = "the meta file";
+    enum cps_status status = cps_meta_save(meta, true);
+    opened->error = meta->error;
+    if (status == CPS_OK)
+        status = log->io->sync_directory(log->io->context, log->config.directory, &opened->error);
+    if (status == CPS_OK) cps_home_commit(&log->home, meta->generation);
+    return status;
+}
+
+static void release(cps_log *log, bool remove_home) {
+    const cps_io *io = log->io;
+    if (log->ring != NULL) cps_ring_close(log->ring);
+    cps_home_close(&log->home, remove_home);
+    cps_store_close(&log->store);
+    while (log->retired != NULL) {
+        cps_segment *segment = log->retired;
+        log->retired = segment->next;
+        cps_segment_close(segment, true);
+    }
+    if (log->has_store) cps_meta_close(&log->meta);
+    if (log->lock_handle >= 0) io->close(io->context, log->lock_handle); /* last: the spool is free from here on */
+    cps_scratch_close(&log->scratch);
+    free(log->staging);
+    (void)pthread_cond_destroy(&log->settled_moved);
+    (void)pthread_cond_destroy(&log->room);
+    (void)pthread_cond_destroy(&log->work);
+    (void)pthread_mutex_destroy(&log->lock);
+    free(log);
+}
+
+static CPS_MUST_CHECK enum cps_status start_flusher(cps_log *log) {
+    log->staging_bytes = CPS_STAGING_BYTES;
+    if (log->staging_bytes < cps_ring_record_max(log->home.ring_bytes))
+        log->staging_bytes = (size_t)cps_ring_record_max(log->home.ring_bytes);
+    log->staging = malloc(log->staging_bytes);
+    if (log->staging == NULL) return CPS_NO_MEMORY;
+    sigset_t all, before; /* signals are for the threads that the program knows of */
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    log->flusher_runs = pthread_create(&log->flusher, NULL, cps_flusher_run, log) == 0;
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return log->flusher_runs ? CPS_OK : CPS_NO_MEMORY;
+}
+
+/* Under the lock: messages that have their only home in the ring. */
+static uint64_t count_ring(cps_log *log) {
+    uint64_t at = cps_log_low(log), messages = 0;
+    const uint8_t *bytes;
+    size_t size;
+    while (cps_ring_view(log->ring, at, &bytes, &size) == CPS_OK) {
+        cps_record record;
+        CPS_ASSERT(cps_record_load(bytes, size, at, &record) == CPS_OK);
+        messages += !record.is_pad;
+        at += cps_record_span(record.length_bytes);
+    }
+    return messages;
+}
+
+static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened) {
+    enum cps_status status = CPS_OK;
+    if (log->config.directory != NULL) status = open_store(log, opened);
+    if (status != CPS_OK) return status;
+    opened->clean = log->meta.clean || log->meta.epoch == 0;
+    log->epoch = log->meta.epoch + 1;
+    opened->where = "the ring";
+    bool adopted = adopt_ring(log, opened);
+    if (!adopted) status = start_ring(log, opened);
+    if (status == CPS_OK) status = count_settled(log, &opened->error);
+    if (status != CPS_OK) return status;
+    opened->ring_in_file = log->home.in_file;
+    balance_counters(log, adopted);
+    if (log->has_store) status = save_opening(log, opened);
+    if (status != CPS_OK) return status;
+    opened->where = "memory";
+    status = cps_ring_open(log->home.ring, log->home.ring_bytes, log->home.shared, log->epoch, cps_log_low(log),
+                           &log->ring);
+    if (status != CPS_OK) return status;
+    log->sent = log->settled.head;
+    log->storage = log->has_store ? CPS_STORAGE_OK : CPS_STORAGE_NONE;
+    log->checkpoint_head = log->settled.head;
+    (void)pthread_mutex_lock(&log->lock);
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    (void)pthread_mutex_unlock(&log->lock);
+    if (adopted) opened->ring_messages = count_ring(log);
+    return log->has_store ? start_flusher(log) : CPS_OK;
+}
+
+enum cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened) {
+    memset(opened, 0, sizeof *opened);
+    cps_log *log = calloc(1, sizeof *log);
+    if (log == NULL) return CPS_NO_MEMORY;
+    log->config = *config;
+    log->io = config->io;
+    log->lock_handle = -1;
+    init_waits(log);
+    enum cps_status status = open_all(log, opened);
+    log->config.directory = log->config.ring_directory = NULL; /* were borrowed */
+    log->config.identity = NULL;
+    if (status != CPS_OK) {
+        release(log, !opened->ring_adopted && log->home.in_file);
+        return status;
+    }
+    *out = log;
+    return CPS_OK;
+}
+
+void cps_log_shut(cps_log *log) {
+    cps_ring_shut(log->ring);
+    (void)pthread_mutex_lock(&log->lock);
+    log->shut = true;
+    (void)pthread_cond_broadcast(&log->room);
+    (void)pthread_cond_broadcast(&log->settled_moved);
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
+void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
+    uint64_t deadline = cps_log_after(log, timeout_ms);
+    cps_log_shut(log);
+    (void)pthread_mutex_lock(&log->lock);
+    if (log->reading != NULL) log->reading->users--;
+    log->reading = NULL;
+    log->closing = true;
+    log->retry_at_ms = 0; /* a storage that failed gets one more chance */
+    (void)pthread_cond_broadcast(&log->work);
+    while (log->flusher_runs && !log->stopped)
+        if (!cps_log_timed_wait(log, &log->settled_moved, deadline)) break;
+    bool finished = !log->flusher_runs || log->stopped;
+    *unsaved = count_ring(log);
+    (void)pthread_mutex_unlock(&log->lock);
+    if (!finished) {
+        /* The disk hangs.  The flusher still uses everything; it is left as it is, with the lock file held, and the ring's
+         * file, if there is one, keeps what could not be saved for the next open. */
+        (void)pthread_detach(log->flusher);
+        return;
+    }
+    if (log->flusher_runs) (void)pthread_join(log->flusher, NULL);
+    release(log, *unsaved == 0 || !log->has_store);
+}
+
+void cps_log_forked(cps_log *log) {
+    const cps_io *io = log->io;
+    if (log->lock_handle >= 0) io->close(io->context, log->lock_handle);
+    if (!log->has_store) return;
+    io->close(io->context, log->meta.handle);
+    /* No lock is taken: another thread of the parent may have held it when the child was made.  The lists can be walked
+     * at any moment, and a handle that was just being closed is already forgotten. */
+    cps_segment *lists[] = {log->store.first, log->retired};
+    for (size_t i = 0; i < 2; i++)
+        for (const cps_segment *s = lists[i]; s != NULL; s = s->next) {
+            if (s->handle >= 0) io->close(io->context, s->handle);
+            if (s->read_handle >= 0) io->close(io->context, s->read_handle);
+        }
+}
+
+void cps_log_check(cps_log *log) {
+    (void)pthread_mutex_lock(&log->lock);
+    uint64_t published = cps_ring_published(log->ring);
+    CPS_ASSERT(log->settled.head <= log->sent);
+    CPS_ASSERT(log->sent <= published);
+    CPS_ASSERT(cps_log_low(log) <= published);
+    CPS_ASSERT(cps_log_synced(log) <= cps_log_low(log));
+    CPS_ASSERT(cps_ring_low(log->ring) <= cps_log_low(log));
+    cps_store_check(&log->store);
+    cps_ring_check(log->ring);
+    (void)pthread_mutex_unlock(&log->lock);
+}

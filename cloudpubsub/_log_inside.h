@@ -1,0 +1,111 @@
+/* Inside of the log, shared by _log.c (life, producers), _log_read.c (reader, waiters) and _flusher.c only. */
+#ifndef CPS_LOG_INSIDE_H
+#define CPS_LOG_INSIDE_H
+
+#include <pthread.h>
+
+#include "_home.h"
+#include "_log.h"
+#include "_meta.h"
+
+enum {
+    CPS_LOSSES_MAX = 64,
+    CPS_LOSSES_KNOWN = 256, /* remembered for cps_log_outcome */
+    CPS_PIN_FLUSHER = 0,
+    CPS_PIN_READER = 1,
+    CPS_STAGING_BYTES = 256 * 1024,
+    CPS_READ_TRIES = 3,
+};
+#define CPS_RETRY_MIN_MS 1000u
+#define CPS_RETRY_MAX_MS 60000u
+#define CPS_CHECKPOINT_MS 1000u
+
+struct cps_log {
+    cps_log_config config; /* strings in it are gone after open */
+    const cps_io *io;
+    bool has_store;
+    char directory[CPS_PATH_MAX];
+    int lock_handle; /* -1: none */
+    cps_home home;
+    cps_ring *ring;
+    uint32_t epoch;
+
+    pthread_mutex_t lock; /* guards everything below but what is said to be somebody's own */
+    pthread_cond_t work;    /* the flusher waits for something to do */
+    pthread_cond_t room;    /* producers wait for room in the ring */
+    pthread_cond_t settled_moved; /* waiters for head, synced and the end of the flusher */
+
+    cps_settled settled; /* the truth; each change is committed to the shared page */
+    uint64_t sent;       /* also covers what the reader holds right now */
+
+    cps_store store;
+    cps_segment *active;  /* flusher's; NULL: the next batch starts a new one */
+    cps_segment *retired; /* out of the store, to be removed when nobody reads them */
+    uint64_t retired_bytes; /* of their files, which still count against the quota */
+    bool unlinked;          /* the directory is to be synced for a removal */
+    uint32_t serial;
+    bool spilling; /* the flusher is copying or writing: the low end of the ring may not be dropped */
+    uint64_t spill_goal; /* somebody wants everything below it on the disk */
+    uint64_t sync_goal;  /* ... and durable */
+    unsigned producers_waiting;
+    enum cps_storage storage;
+    int storage_error;
+    uint64_t retry_at_ms;
+    uint64_t retry_delay_ms;
+
+    bool link_up;
+    uint64_t offline_due_ms; /* when what the ring holds is to be spilled for want of a link; 0: not set */
+    uint64_t sync_due_ms;    /* power mode: next group commit; 0: nothing to commit */
+    uint64_t checkpoint_due_ms;
+    uint64_t checkpoint_head;
+    cps_meta meta; /* the flusher's own while it runs */
+    uint64_t reserved_end; /* positions below it may be issued */
+    uint64_t reserve_due_ms; /* when reserving may be tried again */
+
+    bool shut;    /* no new records */
+    bool closing; /* the flusher is to finish */
+    bool stopped; /* it has */
+    pthread_t flusher;
+    bool flusher_runs;
+    uint8_t *staging; /* flusher's own */
+    size_t staging_bytes;
+
+    cps_loss losses[CPS_LOSSES_MAX]; /* not yet taken */
+    size_t losses_used;
+    cps_loss known[CPS_LOSSES_KNOWN]; /* ring of the last ones */
+    size_t known_next;
+    uint64_t damaged_ranges;
+    uint64_t damaged_bytes;
+    uint64_t estimated_messages; /* lost to damage, by estimate; see cps_log_commit */
+    uint64_t estimated_bytes;
+    uint64_t spilled_bytes;
+    uint64_t syncs;
+
+    /* Reader's own. */
+    cps_segment *reading; /* held as a user until the reader moves on */
+    bool reading_ring;    /* the pin is set */
+    uint64_t read_from;
+    cps_scratch scratch;
+    unsigned read_failures;
+};
+
+/* All of these: with the log's lock held. */
+
+static inline uint64_t cps_log_low(const cps_log *log) { /* lowest position that has its home in the ring */
+    return log->settled.head > log->settled.spilled ? log->settled.head : log->settled.spilled;
+}
+
+void cps_log_commit(cps_log *log);     /* publish `settled` to the shared page; free the ring; wake who waits for it */
+uint64_t cps_log_next(const cps_log *log, uint64_t position); /* where the next record at or behind it stands */
+void cps_log_normalise(cps_log *log);  /* head passes over holes; drained segments retire */
+void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages, uint64_t bytes, enum cps_reason reason);
+uint64_t cps_log_synced(const cps_log *log);
+bool cps_log_drop_segment(cps_log *log); /* oldest one with nothing in flight; false: there is none */
+void cps_log_retire(cps_log *log, cps_segment *segment); /* out of the log; the flusher removes it when nobody holds it */
+bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal` will never be synced */
+uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */
+bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
+
+void *cps_flusher_run(void *log);
+
+#endif

@@ -1,0 +1,220 @@
+/* The log's reader: batches of records from the disk first, then from the ring, and single records on request. */
+#include "_log_inside.h"
+
+/* The reader leaves the segment that it holds.  With the lock held, but for the unmapping. */
+static void leave_segment(cps_log *log) {
+    cps_segment *segment = log->reading;
+    if (segment == NULL) return;
+    log->reading = NULL;
+    (void)pthread_mutex_unlock(&log->lock);
+    cps_segment_rest(segment); /* only the reader touches its mapping */
+    (void)pthread_mutex_lock(&log->lock);
+    segment->users--;
+    if (segment->retired) (void)pthread_cond_signal(&log->work);
+}
+
+/* Hold the segment that `position`, or what comes next behind it, stands in, and leave any other; NULL: that is in the
+ * ring.  With the lock held, which is let go to leave a segment; so everything is looked at again until nothing moved. */
+static cps_segment *hold(cps_log *log, uint64_t *position) {
+    for (;;) {
+        *position = cps_log_next(log, *position);
+        cps_segment *segment = NULL;
+        if (*position < log->settled.spilled) segment = cps_store_find(&log->store, *position);
+        if (segment == log->reading) return segment;
+        if (segment != NULL) segment->users++; /* before the lock is let go */
+        leave_segment(log);
+        log->reading = segment;
+    }
+}
+
+/* Under the lock: [position, end) of the disk is lost; the reader passes over it. */
+static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, uint64_t end, uint64_t messages,
+                       enum cps_reason reason) {
+    if (position < segment->lost_below) return; /* read again after a lost connection: it was counted */
+    segment->lost_below = end;
+    uint64_t left = segment->messages - segment->settled_messages;
+    uint64_t bytes = end - position, left_bytes = segment->message_bytes - segment->settled_bytes;
+    log->damaged_ranges++;
+    log->damaged_bytes += bytes;
+    if (messages > left) messages = left;
+    if (bytes > left_bytes) bytes = left_bytes;
+    segment->settled_messages += messages;
+    segment->settled_bytes += bytes;
+    log->settled.dropped_messages += messages;
+    log->settled.dropped_bytes += bytes;
+    log->estimated_messages += messages;
+    log->estimated_bytes += bytes;
+    cps_log_lose(log, position, end, messages, bytes, reason);
+}
+
+static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segment, uint64_t position,
+                                                size_t max_bytes, cps_batch *batch) {
+    CPS_ASSERT(segment->base <= position && position < segment->end);
+    uint64_t end = segment->end;
+    if (end > log->settled.spilled) end = log->settled.spilled;
+    log->sent = end; /* nothing of it may be dropped while we look */
+    (void)pthread_mutex_unlock(&log->lock);
+    cps_span span;
+    int error = 0;
+    enum cps_status status = cps_segment_span(segment, position, end, max_bytes, &log->scratch, &span, &error);
+    (void)pthread_mutex_lock(&log->lock);
+    if (status == CPS_OK) {
+        log->read_failures = 0;
+        if (span.size == 0)
+            lose_range(log, segment, position, span.lost_end, span.lost_messages, CPS_REASON_DAMAGED);
+    } else if (status == CPS_IO) {
+        log->storage_error = error;
+        if (++log->read_failures < CPS_READ_TRIES) {
+            log->sent = position;
+            return CPS_IO;
+        }
+        log->read_failures = 0;
+        span.size = 0;
+        span.lost_end = end;
+        lose_range(log, segment, position, end, segment->messages - segment->settled_messages, CPS_REASON_UNREADABLE);
+    } else {
+        log->sent = position;
+        return status;
+    }
+    batch->bytes = span.size > 0 ? span.bytes : NULL;
+    batch->size = span.size;
+    batch->lost_end = span.size > 0 ? 0 : span.lost_end;
+    return CPS_OK;
+}
+
+enum cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) {
+    enum cps_status status;
+    (void)pthread_mutex_lock(&log->lock);
+    CPS_ASSERT(!log->reading_ring);
+    uint64_t position;
+    cps_segment *segment;
+    do { /* `sent` may move over a dropped range while the lock is let go */
+        position = log->sent;
+        segment = hold(log, &position);
+    } while (position != cps_log_next(log, log->sent));
+    batch->position = log->read_from = position;
+    if (segment != NULL) {
+        status = read_disk(log, segment, position, max_bytes, batch);
+    } else {
+        status = cps_ring_view(log->ring, position, &batch->bytes, &batch->size);
+        if (status == CPS_OK) {
+            cps_ring_pin(log->ring, CPS_PIN_READER, position);
+            log->reading_ring = true;
+            log->sent = position + batch->size;
+            batch->lost_end = 0;
+        }
+    }
+    (void)pthread_mutex_unlock(&log->lock);
+    return status;
+}
+
+void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) {
+    (void)pthread_mutex_lock(&log->lock);
+    if (log->reading_ring) {
+        cps_ring_unpin(log->ring, CPS_PIN_READER);
+        log->reading_ring = false;
+        if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
+    }
+    CPS_ASSERT(log->read_from + consumed_bytes <= log->sent);
+    log->sent = log->read_from + consumed_bytes;
+    if (log->sent < log->settled.head) log->sent = log->settled.head;
+    if (log->sent > log->settled.sent_max) {
+        log->settled.sent_max = log->sent;
+        cps_shared_commit_settled(log->home.shared, &log->settled);
+    }
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
+bool cps_log_arm(cps_log *log) {
+    (void)pthread_mutex_lock(&log->lock);
+    uint64_t next = cps_log_next(log, log->sent);
+    bool empty = next >= log->settled.spilled && cps_ring_arm(log->ring, CPS_WAKE_READER, next);
+    (void)pthread_mutex_unlock(&log->lock);
+    return empty;
+}
+
+void cps_log_rewind(cps_log *log) {
+    (void)pthread_mutex_lock(&log->lock);
+    leave_segment(log); /* without a link nobody reads for long; a dropped file must not wait for that */
+    log->sent = log->settled.head;
+    if (log->storage == CPS_STORAGE_FULL) { /* what was in flight may be dropped now, where that is the policy */
+        log->retry_at_ms = 0;
+        (void)pthread_cond_signal(&log->work);
+    }
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
+/* Verified bytes at `position` or the next behind it, which `*position` becomes; in flight, so nobody drops them.  The
+ * bytes are valid while the lock is held, and those of a segment until the reader moves on.  span->size is 0 for damage.
+ * With the lock held, which is let go to read a file.  CPS_OK; CPS_EMPTY; CPS_IO; CPS_NO_MEMORY. */
+static CPS_MUST_CHECK enum cps_status view(cps_log *log, uint64_t *position, size_t max_bytes, cps_span *span) {
+    cps_segment *segment = hold(log, position);
+    span->position = *position;
+    span->lost_end = 0;
+    if (segment == NULL) return cps_ring_view(log->ring, *position, &span->bytes, &span->size);
+    uint64_t end = segment->end;
+    int error = 0;
+    (void)pthread_mutex_unlock(&log->lock);
+    enum cps_status status = cps_segment_span(segment, *position, end, max_bytes, &log->scratch, span, &error);
+    (void)pthread_mutex_lock(&log->lock);
+    if (status == CPS_IO && *position < segment->lost_below) { /* given up and counted by cps_log_read */
+        span->size = 0;
+        span->lost_end = segment->lost_below;
+        status = CPS_OK;
+    }
+    return status;
+}
+
+/* The message at `position`, between head and sent, as a run that starts with it.  With the lock held.  CPS_OK;
+ * CPS_UNKNOWN; CPS_IO; CPS_NO_MEMORY. */
+static CPS_MUST_CHECK enum cps_status find(cps_log *log, uint64_t position, cps_record *record, cps_span *span) {
+    uint64_t there = position;
+    if (position < log->settled.head || position >= log->sent || position % CPS_RECORD_ALIGN != 0) return CPS_UNKNOWN;
+    if (cps_log_next(log, position) != position) return CPS_UNKNOWN;
+    enum cps_status status = view(log, &there, CPS_RECORD_HEADER_BYTES, span);
+    if (status == CPS_EMPTY) return CPS_UNKNOWN;
+    if (status != CPS_OK) return status;
+    if (there != position || cps_record_load(span->bytes, span->size, position, record) != CPS_OK) return CPS_UNKNOWN;
+    return record->is_pad ? CPS_UNKNOWN : CPS_OK;
+}
+
+enum cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record, const uint8_t **at) {
+    cps_span span;
+    (void)pthread_mutex_lock(&log->lock);
+    enum cps_status status = find(log, position, record, &span);
+    if (status == CPS_OK && log->reading == NULL) {
+        /* From the ring, where the flusher may free its place at any moment: a copy. */
+        status = cps_scratch_grow(&log->scratch, record->length_bytes);
+        if (status == CPS_OK) span.bytes = memcpy(log->scratch.bytes, span.bytes, record->length_bytes);
+    }
+    *at = span.bytes;
+    (void)pthread_mutex_unlock(&log->lock);
+    return status;
+}
+
+enum cps_status cps_log_settle_through(cps_log *log, uint64_t position) {
+    cps_record record;
+    cps_span span;
+    (void)pthread_mutex_lock(&log->lock);
+    enum cps_status status = find(log, position, &record, &span);
+    uint64_t end = 0, here = log->settled.head, messages = 0, bytes = 0;
+    if (status == CPS_OK) end = position + cps_record_span(record.length_bytes);
+    while (status == CPS_OK && here < end) {
+        status = view(log, &here, CPS_STAGING_BYTES, &span);
+        if (status != CPS_OK) break;
+        if (span.size == 0) here = span.lost_end; /* it was counted when it was read */
+        for (size_t i = 0; i < span.size && here < end;) {
+            CPS_ASSERT(cps_record_load(span.bytes + i, span.size - i, here, &record) == CPS_OK);
+            uint64_t whole = cps_record_span(record.length_bytes);
+            messages += !record.is_pad;
+            bytes += record.is_pad ? 0 : whole;
+            i += (size_t)whole;
+            here += whole;
+        }
+    }
+    (void)pthread_mutex_unlock(&log->lock);
+    if (status == CPS_OK) cps_log_settle(log, end, messages, bytes);
+    return status;
+}

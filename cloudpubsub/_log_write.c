@@ -1,0 +1,419 @@
+/* The log's producers, its policies when there is no room, waiters, and statistics. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <time.h>
+
+#include "_log_inside.h"
+
+bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms) {
+    if (deadline_ms == CPS_NO_LIMIT_MS) {
+        (void)pthread_cond_wait(condition, &log->lock);
+        return true;
+    }
+    if (deadline_ms / 1000 > INT32_MAX) deadline_ms = (uint64_t)INT32_MAX * 1000; /* 68 years of uptime fit any time_t */
+    struct timespec until = {.tv_sec = (time_t)(deadline_ms / 1000), .tv_nsec = (long)(deadline_ms % 1000) * 1000000};
+    return pthread_cond_timedwait(condition, &log->lock, &until) != ETIMEDOUT;
+}
+
+uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms) {
+    uint64_t now = log->io->monotonic_ms(log->io->context);
+    return timeout_ms >= CPS_NO_LIMIT_MS - now ? CPS_NO_LIMIT_MS : now + timeout_ms;
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Messages that stand before `to` in a segment count as settled there, so that the rest is what is pending. */
+static void settle_in_segments(cps_log *log, uint64_t from, uint64_t to, uint64_t messages, uint64_t bytes) {
+    for (cps_segment *s = cps_store_find(&log->store, from); s != NULL && s->base < to; s = s->next) {
+        uint64_t left = s->messages - s->settled_messages, left_bytes = s->message_bytes - s->settled_bytes;
+        if (s->end > to) {
+            left = smaller(left, messages);
+            left_bytes = smaller(left_bytes, bytes);
+        }
+        s->settled_messages += left;
+        s->settled_bytes += left_bytes;
+        messages -= smaller(messages, left);
+        bytes -= smaller(bytes, left_bytes);
+    }
+}
+
+/* Nothing is pending, so what was published and what ended must agree.  They do, but where damage hid how much a file
+ * held and an estimate was counted; now it shows.  What is still open was lost too and is reported. */
+static void balance(cps_log *log, const cps_produced *produced) {
+    cps_settled *s = &log->settled;
+    uint64_t ended = s->acked_messages + s->dropped_messages + s->dead_messages + produced->refused;
+    uint64_t ended_bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced->refused_bytes;
+    if (ended == produced->messages && ended_bytes == produced->bytes) return;
+    uint64_t lost = produced->messages > ended ? produced->messages - ended : 0;
+    uint64_t lost_bytes = produced->bytes > ended_bytes ? produced->bytes - ended_bytes : 0;
+    uint64_t over = ended > produced->messages ? ended - produced->messages : 0;
+    uint64_t over_bytes = ended_bytes > produced->bytes ? ended_bytes - produced->bytes : 0;
+    uint64_t back = smaller(over, log->estimated_messages), back_bytes = smaller(over_bytes, log->estimated_bytes);
+    s->dropped_messages += lost - back;
+    s->dropped_bytes += lost_bytes - back_bytes;
+    log->estimated_messages = log->estimated_bytes = 0;
+    cps_ring_correct(log->ring, over - back, over_bytes - back_bytes);
+    if (lost > 0) cps_log_lose(log, s->head, s->head, lost, lost_bytes, CPS_REASON_DAMAGED);
+}
+
+void cps_log_commit(cps_log *log) {
+    cps_produced produced;
+    cps_settled *s = &log->settled;
+    cps_shared_read_produced(log->home.shared, &produced);
+    if (s->head == produced.published) balance(log, &produced);
+    cps_shared_commit_settled(log->home.shared, s);
+    uint64_t keep = cps_log_low(log);
+    if (log->config.durability == CPS_DURABILITY_POWER && log->has_store) {
+        uint64_t synced = cps_log_synced(log);
+        if (synced < keep) keep = synced > s->head ? synced : s->head;
+    }
+    cps_ring_release(log->ring, keep);
+    if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
+    (void)pthread_cond_broadcast(&log->settled_moved);
+}
+
+uint64_t cps_log_next(const cps_log *log, uint64_t position) {
+    if (position < log->settled.spilled) {
+        const cps_segment *segment = cps_store_find(&log->store, position);
+        if (segment != NULL && segment->base < log->settled.spilled)
+            return segment->base > position ? segment->base : position;
+    }
+    uint64_t low = cps_log_low(log);
+    return position > low ? position : low;
+}
+
+void cps_log_normalise(cps_log *log) {
+    if (log->sent == log->settled.head) {
+        /* Nothing is in flight, so what comes next is the oldest. */
+        uint64_t next = log->settled.spilled > log->settled.head ? cps_log_next(log, log->settled.head) : log->settled.head;
+        log->settled.head = log->sent = next;
+    }
+    while (log->store.first != NULL && log->store.first->end <= log->settled.head) {
+        cps_segment *segment = log->store.first;
+        if (segment == log->active && log->spilling) break; /* its next records are on their way */
+        cps_log_retire(log, segment);
+    }
+}
+
+void cps_log_retire(cps_log *log, cps_segment *segment) {
+    cps_store_take(&log->store, segment);
+    if (log->active == segment) log->active = NULL;
+    segment->retired = true;
+    segment->next = log->retired;
+    log->retired = segment;
+    log->retired_bytes += segment->file_bytes;
+    (void)pthread_cond_signal(&log->work);
+}
+
+uint64_t cps_log_synced(const cps_log *log) {
+    for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
+        if (s->synced_end < s->end && s->end > log->settled.head)
+            return s->synced_end > log->settled.head ? s->synced_end : log->settled.head;
+    return cps_log_low(log);
+}
+
+static void merge(cps_loss *into, const cps_loss *loss) {
+    if (loss->first < into->first) into->first = loss->first;
+    if (loss->end > into->end) into->end = loss->end;
+    into->messages += loss->messages;
+    into->bytes += loss->bytes;
+}
+
+void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages, uint64_t bytes,
+                  enum cps_reason reason) {
+    cps_loss loss = {.first = first, .end = end, .messages = messages, .bytes = bytes, .reason = reason};
+    cps_loss *last = log->losses_used > 0 ? &log->losses[log->losses_used - 1] : NULL;
+    if (last != NULL && last->reason == reason && last->end == first) {
+        merge(last, &loss);
+    } else if (log->losses_used < CPS_LOSSES_MAX - CPS_REASONS) {
+        log->losses[log->losses_used++] = loss;
+    } else { /* nobody takes them: one entry a reason from here on, for which places are kept */
+        size_t i = log->losses_used;
+        while (i > 0 && log->losses[i - 1].reason != reason) i--;
+        if (i > 0) merge(&log->losses[i - 1], &loss);
+        else log->losses[log->losses_used++] = loss;
+    }
+    cps_loss *known = &log->known[(log->known_next + CPS_LOSSES_KNOWN - 1) % CPS_LOSSES_KNOWN];
+    if (known->messages > 0 && known->reason == reason && known->end == first) merge(known, &loss);
+    else log->known[log->known_next++ % CPS_LOSSES_KNOWN] = loss;
+    if (log->config.notify != NULL) log->config.notify(log->config.notify_user);
+}
+
+bool cps_log_drop_segment(cps_log *log) {
+    cps_segment *victim = log->store.first;
+    while (victim != NULL && victim->base < log->sent && log->sent != log->settled.head) victim = victim->next;
+    if (victim == NULL || victim == log->active) return false;
+    uint64_t first = victim->base > log->settled.head ? victim->base : log->settled.head;
+    uint64_t messages = victim->messages - victim->settled_messages;
+    uint64_t bytes = victim->message_bytes - victim->settled_bytes;
+    uint64_t end = victim->end;
+    cps_log_retire(log, victim);
+    log->settled.dropped_messages += messages;
+    log->settled.dropped_bytes += bytes;
+    cps_log_lose(log, first, end, messages, bytes, CPS_REASON_QUOTA);
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    return true;
+}
+
+/* Under the lock: drop the oldest records of the ring until one of `span` bytes fits.  False: they are in flight or on
+ * their way to the disk. */
+static bool drop_from_ring(cps_log *log, uint64_t span) {
+    uint64_t low = cps_log_low(log), published = cps_ring_published(log->ring);
+    bool nothing_in_flight = log->sent == log->settled.head;
+    if (log->spilling || (log->sent > low && !nothing_in_flight) || log->reading_ring) return false;
+    if (cps_ring_low(log->ring) < low) return false; /* power mode: written, and waiting for its sync */
+    uint64_t at = low, messages = 0, bytes = 0;
+    uint64_t needed = span + cps_ring_record_max(log->home.ring_bytes); /* with the pad that may come before it */
+    while (published + needed - at > log->home.ring_bytes) {
+        const uint8_t *view;
+        size_t size;
+        cps_record record;
+        if (cps_ring_view(log->ring, at, &view, &size) != CPS_OK) break;
+        CPS_ASSERT(cps_record_load(view, size, at, &record) == CPS_OK);
+        uint64_t here = cps_record_span(record.length_bytes);
+        at += here;
+        if (!record.is_pad) {
+            messages++;
+            bytes += here;
+        }
+        if (messages > 0 && published - at + span <= log->home.ring_bytes / 2) break; /* enough in any case */
+    }
+    if (at == low) return false;
+    if (log->settled.head < low) log->settled.spilled = at; /* the disk holds older ones: a hole behind them */
+    else log->settled.head = log->sent = at;
+    log->settled.dropped_messages += messages;
+    log->settled.dropped_bytes += bytes;
+    cps_log_lose(log, low, at, messages, bytes, CPS_REASON_RING_FULL);
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    return true;
+}
+
+/* Under the lock, ring full: wait or make room as the policy says.  CPS_OK: try again; CPS_CLOSED; CPS_FULL;
+ * CPS_DROPPED: the new message is the one to go. */
+static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, uint64_t patience, uint64_t block_until) {
+    bool healthy = log->storage == CPS_STORAGE_OK;
+    uint64_t now = log->io->monotonic_ms(log->io->context);
+    uint64_t until = patience;
+    if (!healthy || now >= patience) {
+        switch (log->config.on_full) {
+        case CPS_ON_FULL_RAISE: return CPS_FULL;
+        case CPS_ON_FULL_DROP_NEWEST: return CPS_DROPPED;
+        case CPS_ON_FULL_BLOCK:
+            if (now >= block_until) return CPS_FULL;
+            until = block_until;
+            break;
+        case CPS_ON_FULL_DROP_OLDEST:
+            if (drop_from_ring(log, span)) return CPS_OK;
+            if (now >= patience) return CPS_DROPPED; /* nothing may go that is older */
+            break;
+        }
+    }
+    log->producers_waiting++;
+    (void)pthread_cond_signal(&log->work);
+    (void)cps_log_timed_wait(log, &log->room, until);
+    log->producers_waiting--;
+    return CPS_OK;
+}
+
+static void wake(cps_log *log, unsigned due) {
+    if (due & (1u << CPS_WAKE_FLUSHER)) {
+        (void)pthread_mutex_lock(&log->lock);
+        (void)pthread_cond_signal(&log->work);
+        (void)pthread_mutex_unlock(&log->lock);
+    }
+    if ((due & (1u << CPS_WAKE_READER)) && log->config.notify != NULL) log->config.notify(log->config.notify_user);
+}
+
+static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *message, uint64_t *position) {
+    cps_produced now;
+    uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
+    cps_ring_refuse(log->ring, message, &now);
+    *position = CPS_REFUSED_POSITION + (now.refused - 1) * CPS_RECORD_ALIGN;
+    (void)pthread_mutex_lock(&log->lock);
+    cps_log_lose(log, *position, *position + CPS_RECORD_ALIGN, 1, span, CPS_REASON_REFUSED);
+    (void)pthread_mutex_unlock(&log->lock);
+    return CPS_DROPPED;
+}
+
+enum cps_status cps_log_append(cps_log *log, cps_message *message, bool try_only, uint64_t *position) {
+    unsigned due = 0;
+    uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
+    if (log->has_store && span > log->config.segment_bytes / CPS_SEGMENT_RECORD_SHARE) return CPS_TOO_LARGE;
+    message->stamp_ms = log->io->boottime_ms(log->io->context);
+    enum cps_status status = cps_ring_push(log->ring, message, try_only, position, &due);
+    if (CPS_LIKELY(status == CPS_OK)) {
+        if (CPS_UNLIKELY(due != 0)) wake(log, due);
+        return CPS_OK;
+    }
+    if (status == CPS_FULL && try_only) return CPS_BUSY;
+    if (status != CPS_FULL) return status;
+    uint64_t patience = cps_log_after(log, log->config.spill_timeout_ms);
+    uint64_t block_until = cps_log_after(log, log->config.block_timeout_ms);
+    do {
+        enum cps_status verdict = CPS_OK;
+        (void)pthread_mutex_lock(&log->lock);
+        while (verdict == CPS_OK && !log->shut && !cps_ring_has_room(log->ring, span))
+            verdict = make_room(log, span, patience, block_until);
+        (void)pthread_mutex_unlock(&log->lock);
+        if (verdict == CPS_DROPPED) return refuse(log, message, position);
+        if (verdict != CPS_OK) return verdict;
+        status = cps_ring_push(log->ring, message, false, position, &due); /* another producer may have been faster */
+    } while (status == CPS_FULL);
+    if (status == CPS_OK && due != 0) wake(log, due);
+    return status;
+}
+
+uint64_t cps_log_published(const cps_log *log) { return cps_ring_published(log->ring); }
+
+void cps_log_link(cps_log *log, bool up) {
+    (void)pthread_mutex_lock(&log->lock);
+    if (log->link_up && !up) log->offline_due_ms = cps_log_after(log, log->config.spill_after_ms);
+    log->link_up = up;
+    if (up) log->offline_due_ms = log->spill_goal = 0; /* what has not been written yet need not be */
+    (void)pthread_cond_signal(&log->work);
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
+void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes) {
+    (void)pthread_mutex_lock(&log->lock);
+    CPS_ASSERT(head >= log->settled.head);
+    CPS_ASSERT(head <= log->sent);
+    settle_in_segments(log, log->settled.head, head, messages, bytes);
+    log->settled.head = head;
+    log->settled.acked_messages += messages;
+    log->settled.acked_bytes += bytes;
+    cps_log_normalise(log);
+    cps_log_commit(log);
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
+enum cps_status cps_log_wait_settled(cps_log *log, uint64_t position, uint64_t timeout_ms) {
+    uint64_t deadline = cps_log_after(log, timeout_ms);
+    enum cps_status status = CPS_OK;
+    (void)pthread_mutex_lock(&log->lock);
+    while (log->settled.head <= position) {
+        status = CPS_CLOSED;
+        if (log->shut) break;
+        status = CPS_TIMEOUT;
+        if (!cps_log_timed_wait(log, &log->settled_moved, deadline)) break;
+        status = CPS_OK;
+    }
+    if (log->settled.head > position) status = CPS_OK;
+    (void)pthread_mutex_unlock(&log->lock);
+    return status;
+}
+
+bool cps_log_hopeless(const cps_log *log, uint64_t goal) {
+    for (const cps_segment *s = log->store.first; s != NULL && s->base < goal; s = s->next)
+        if (s->poison != CPS_OK && s->synced_end < s->end && s->end > log->settled.head) return true;
+    return false;
+}
+
+enum cps_status cps_log_wait_synced(cps_log *log, uint64_t position, uint64_t timeout_ms) {
+    uint64_t deadline = cps_log_after(log, timeout_ms);
+    enum cps_status status = CPS_OK;
+    if (!log->has_store) return CPS_UNKNOWN;
+    (void)pthread_mutex_lock(&log->lock);
+    uint64_t goal = position < cps_ring_published(log->ring) ? position + 1 : cps_ring_published(log->ring);
+    if (goal > log->sync_goal) log->sync_goal = goal;
+    (void)pthread_cond_signal(&log->work);
+    while (cps_log_synced(log) < goal) {
+        if (log->storage != CPS_STORAGE_OK || cps_log_hopeless(log, goal)) status = CPS_IO;
+        else if (log->shut) status = CPS_CLOSED;
+        else if (!cps_log_timed_wait(log, &log->settled_moved, deadline)) status = CPS_TIMEOUT;
+        if (status != CPS_OK) break;
+    }
+    if (cps_log_synced(log) >= goal) status = CPS_OK;
+    (void)pthread_mutex_unlock(&log->lock);
+    return status;
+}
+
+enum cps_status cps_log_outcome(cps_log *log, uint64_t position, enum cps_reason *reason) {
+    enum cps_status status = CPS_OK;
+    (void)pthread_mutex_lock(&log->lock);
+    for (size_t i = 0; i < CPS_LOSSES_KNOWN; i++) {
+        const cps_loss *loss = &log->known[i];
+        if (loss->messages == 0 || position < loss->first || position >= loss->end) continue;
+        *reason = loss->reason;
+        status = CPS_DROPPED;
+    }
+    (void)pthread_mutex_unlock(&log->lock);
+    return status;
+}
+
+size_t cps_log_take_losses(cps_log *log, cps_loss *out, size_t room) {
+    (void)pthread_mutex_lock(&log->lock);
+    size_t n = log->losses_used < room ? log->losses_used : room;
+    memcpy(out, log->losses, n * sizeof *out);
+    memmove(log->losses, log->losses + n, (log->losses_used - n) * sizeof *out);
+    log->losses_used -= n;
+    (void)pthread_mutex_unlock(&log->lock);
+    return n;
+}
+
+/* Under the lock. */
+static uint64_t oldest_age_ms(const cps_log *log) {
+    const cps_io *io = log->io;
+    uint64_t now = io->boottime_ms(io->context), stamp = 0;
+    if (log->settled.head < log->settled.spilled) {
+        const cps_segment *segment = cps_store_find(&log->store, log->settled.head);
+        if (segment != NULL && segment->oldest_stamp_ms == 0) {
+            uint64_t wall = io->wall_ms(io->context); /* of another boot: only the wall clock spans both */
+            return wall > segment->oldest_wall_ms ? wall - segment->oldest_wall_ms : 0;
+        }
+        if (segment != NULL) stamp = segment->oldest_stamp_ms;
+    } else {
+        uint64_t at = log->settled.head;
+        const uint8_t *bytes;
+        size_t size;
+        cps_record record = {.is_pad = true};
+        while (record.is_pad && cps_ring_view(log->ring, at, &bytes, &size) == CPS_OK) {
+            if (cps_record_load(bytes, size, at, &record) != CPS_OK) break;
+            at += cps_record_span(record.length_bytes);
+        }
+        if (!record.is_pad) stamp = record.stamp_ms;
+    }
+    return stamp != 0 && now > stamp ? now - stamp : 0;
+}
+
+void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
+    (void)pthread_mutex_lock(&log->lock);
+    memset(out, 0, sizeof *out);
+    cps_shared_read_produced(log->home.shared, &out->produced);
+    const cps_settled *s = &log->settled;
+    out->settled = *s;
+    out->sent = log->sent;
+    out->synced = cps_log_synced(log);
+    out->ring_bytes = log->home.ring_bytes;
+    out->ring_used_bytes = out->produced.published - cps_ring_low(log->ring);
+    out->spool_bytes = log->store.file_bytes;
+    out->spool_segments = log->store.segments;
+    out->spool_messages = log->store.messages;
+    out->pending_messages = out->produced.messages - out->produced.refused - s->acked_messages - s->dropped_messages -
+                            s->dead_messages;
+    out->pending_bytes = out->produced.bytes - out->produced.refused_bytes - s->acked_bytes - s->dropped_bytes - s->dead_bytes;
+    out->oldest_age_ms = oldest_age_ms(log);
+    out->spilled_bytes = log->spilled_bytes;
+    out->syncs = log->syncs;
+    out->damaged_ranges = log->damaged_ranges;
+    out->damaged_bytes = log->damaged_bytes;
+    out->storage = log->storage;
+    out->storage_error = log->storage_error;
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
+const char *cps_reason_name(enum cps_reason reason) {
+    switch (reason) {
+    case CPS_REASON_QUOTA: return "spool limit reached, oldest dropped";
+    case CPS_REASON_RING_FULL: return "memory full and no storage, oldest dropped";
+    case CPS_REASON_REFUSED: return "full, newest dropped";
+    case CPS_REASON_DAMAGED: return "damaged on disk";
+    case CPS_REASON_UNREADABLE: return "unreadable on disk";
+    case CPS_REASONS: break;
+    }
+    return "unknown";
+}

@@ -1,0 +1,121 @@
+/* The meta file; see the header. */
+#include "_meta.h"
+
+#include <string.h>
+
+#include "_bytes.h"
+#include "_crc32c.h"
+
+static const uint8_t magic[8] = {'C', 'P', 'S', 'M', 'E', 'T', 'A', '1'};
+
+enum { AT_WORDS = 64, AT_IDENTITY = 512, AT_CRC = CPS_META_SLOT_BYTES - 4 };
+
+_Static_assert(AT_WORDS + 8 * (CPS_PRODUCED_WORDS + CPS_SETTLED_WORDS) <= AT_IDENTITY, "counters reach the identity");
+_Static_assert(AT_IDENTITY + 2 + CPS_META_IDENTITY_MAX <= AT_CRC, "identity reaches the checksum");
+
+static void store_words(uint8_t *at, const void *from, unsigned words) {
+    uint64_t value;
+    for (unsigned i = 0; i < words; i++) {
+        memcpy(&value, (const uint8_t *)from + 8 * (size_t)i, 8);
+        cps_store64(at + 8 * (size_t)i, value);
+    }
+}
+
+static void load_words(const uint8_t *at, void *to, unsigned words) {
+    for (unsigned i = 0; i < words; i++) {
+        uint64_t value = cps_load64(at + 8 * (size_t)i);
+        memcpy((uint8_t *)to + 8 * (size_t)i, &value, 8);
+    }
+}
+
+static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
+    memset(slot, 0, CPS_META_SLOT_BYTES);
+    memcpy(slot, magic, 8);
+    cps_store32(slot + 8, CPS_META_VERSION);
+    cps_store32(slot + 12, meta->epoch);
+    cps_store64(slot + 16, meta->sequence);
+    memcpy(slot + 24, meta->spool_id, 16);
+    cps_store64(slot + 40, meta->generation);
+    cps_store64(slot + 48, meta->next_position);
+    slot[56] = meta->clean;
+    store_words(slot + AT_WORDS, &meta->produced, CPS_PRODUCED_WORDS);
+    store_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, CPS_SETTLED_WORDS);
+    cps_store16(slot + AT_IDENTITY, meta->identity_bytes);
+    memcpy(slot + AT_IDENTITY + 2, meta->identity, meta->identity_bytes);
+    cps_store32(slot + AT_CRC, cps_crc32c(0, slot, AT_CRC));
+}
+
+static bool slot_holds(const uint8_t slot[CPS_META_SLOT_BYTES]) {
+    return memcmp(slot, magic, 8) == 0 && cps_load32(slot + 8) == CPS_META_VERSION &&
+           cps_load16(slot + AT_IDENTITY) <= CPS_META_IDENTITY_MAX &&
+           cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC);
+}
+
+static void decode(const uint8_t slot[CPS_META_SLOT_BYTES], cps_meta *meta) {
+    meta->epoch = cps_load32(slot + 12);
+    meta->sequence = cps_load64(slot + 16);
+    memcpy(meta->spool_id, slot + 24, 16);
+    meta->generation = cps_load64(slot + 40);
+    meta->next_position = cps_load64(slot + 48);
+    meta->clean = slot[56] != 0;
+    load_words(slot + AT_WORDS, &meta->produced, CPS_PRODUCED_WORDS);
+    load_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, CPS_SETTLED_WORDS);
+    meta->identity_bytes = cps_load16(slot + AT_IDENTITY);
+    memcpy(meta->identity, slot + AT_IDENTITY + 2, meta->identity_bytes);
+}
+
+static CPS_MUST_CHECK enum cps_status load_best(cps_meta *meta, bool *found, int *error) {
+    uint8_t slot[CPS_META_SLOT_BYTES];
+    *found = false;
+    for (unsigned i = 0; i < 2; i++) {
+        size_t got;
+        enum cps_status status = meta->io->read(meta->io->context, meta->handle, slot, sizeof slot,
+                                                (uint64_t)i * CPS_META_SLOT_BYTES, &got, error);
+        if (status != CPS_OK) return status;
+        if (got != sizeof slot || !slot_holds(slot)) continue;
+        if (*found && cps_load64(slot + 16) < meta->sequence) continue;
+        decode(slot, meta);
+        meta->anchor = i;
+        *found = true;
+    }
+    return CPS_OK;
+}
+
+enum cps_status cps_meta_open(const cps_io *io, const char *path, cps_meta *meta, bool *damaged, int *error) {
+    memset(meta, 0, sizeof *meta);
+    meta->io = io;
+    enum cps_status status = io->open(io->context, path, CPS_IO_ENSURE, &meta->handle, error);
+    if (status != CPS_OK) return status;
+    cps_io_facts facts;
+    bool found = false;
+    status = io->facts(io->context, meta->handle, &facts, error);
+    if (status == CPS_OK && !facts.is_regular) status = CPS_DAMAGED;
+    if (status == CPS_OK) status = load_best(meta, &found, error);
+    if (status != CPS_OK) {
+        io->close(io->context, meta->handle);
+        return status;
+    }
+    *damaged = !found && facts.size_bytes > 0;
+    meta->anchor_is_durable = !found;
+    if (!found) io->random(io->context, meta->spool_id, sizeof meta->spool_id);
+    return CPS_OK;
+}
+
+enum cps_status cps_meta_save(cps_meta *meta, bool synced) {
+    const cps_io *io = meta->io;
+    enum cps_status status = CPS_OK;
+    if (!meta->anchor_is_durable) status = io->sync(io->context, meta->handle, &meta->error);
+    if (status != CPS_OK) return status;
+    meta->anchor_is_durable = true;
+    uint8_t slot[CPS_META_SLOT_BYTES];
+    unsigned other = meta->anchor ^ 1u;
+    meta->sequence++;
+    encode(meta, slot);
+    status = io->write(io->context, meta->handle, slot, sizeof slot, (uint64_t)other * CPS_META_SLOT_BYTES, &meta->error);
+    if (status != CPS_OK || !synced) return status;
+    status = io->sync(io->context, meta->handle, &meta->error);
+    if (status == CPS_OK) meta->anchor = other;
+    return status;
+}
+
+void cps_meta_close(cps_meta *meta) { meta->io->close(meta->io->context, meta->handle); }

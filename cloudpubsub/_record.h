@@ -1,0 +1,115 @@
+/* The record: what one published message is, in the ring and on the disk alike.
+ *
+ *   offset size
+ *        0    4  crc32c      of bytes [4, length); filled in only on the way to the disk, 0 in the ring
+ *        4    4  length      of the record in bytes, header included, padding to 8 excluded; top bit: this is a pad
+ *        8    8  position    of its own first byte in the log
+ *       16    4  epoch       number of the open that wrote it
+ *       20    1  flags       CPS_RECORD_RETAIN; the others are reserved and 0
+ *       21    1  reserved    0
+ *       22    2  topic       length in bytes
+ *       24    2  userdata    length in bytes
+ *       26    6  stamp       milliseconds of CLOCK_BOOTTIME when it was published
+ *       32       topic, payload, userdata; then zeros up to a multiple of 8
+ *
+ * Everything is little-endian.  A pad fills the rest before the ring wraps.  It can be as short as 8 bytes, so only
+ * its first two fields exist; on the disk its CRC covers length, position and epoch, which the reader knows.
+ *
+ * This header knows the bytes and nothing else.  All functions are pure and safe on any bytes. */
+#ifndef CPS_RECORD_H
+#define CPS_RECORD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "_bytes.h"
+#include "_status.h"
+
+enum {
+    CPS_RECORD_ALIGN = 8,
+    CPS_RECORD_HEADER_BYTES = 32,
+    CPS_RECORD_RETAIN = 0x01,
+    CPS_RECORD_FLAGS_KNOWN = CPS_RECORD_RETAIN,
+};
+#define CPS_RECORD_PAD 0x80000000u
+#define CPS_RECORD_LENGTH_MAX 0x10000000u /* 256 MiB, above what MQTT can carry */
+
+typedef struct cps_record {
+    uint64_t position;
+    uint64_t stamp_ms;
+    uint32_t epoch;
+    uint32_t crc;
+    uint32_t length_bytes; /* without padding */
+    uint32_t payload_bytes;
+    uint16_t topic_bytes;
+    uint16_t userdata_bytes;
+    uint8_t flags;
+    bool is_pad; /* then only position, length_bytes and crc mean anything */
+} cps_record;
+
+/* Room that a record of `length_bytes` takes in the log. */
+static inline uint64_t cps_record_span(uint64_t length_bytes) {
+    return (length_bytes + (CPS_RECORD_ALIGN - 1)) & ~(uint64_t)(CPS_RECORD_ALIGN - 1);
+}
+
+/* Length of the record that would hold these parts.  64 bits, so that no sum of sizes can wrap. */
+static inline uint64_t cps_record_length(uint64_t topic_bytes, uint64_t payload_bytes, uint64_t userdata_bytes) {
+    return CPS_RECORD_HEADER_BYTES + topic_bytes + payload_bytes + userdata_bytes;
+}
+
+/* Write a header; the CRC field becomes 0.  `at` has room for 32 bytes. */
+static inline void cps_record_store(uint8_t *at, const cps_record *r) {
+    cps_store32(at, 0);
+    cps_store32(at + 4, r->length_bytes);
+    cps_store64(at + 8, r->position);
+    cps_store32(at + 16, r->epoch);
+    at[20] = r->flags;
+    at[21] = 0;
+    cps_store16(at + 22, r->topic_bytes);
+    cps_store16(at + 24, r->userdata_bytes);
+    cps_store16(at + 26, (uint16_t)r->stamp_ms);
+    cps_store32(at + 28, (uint32_t)(r->stamp_ms >> 16));
+}
+
+/* Write a pad of `span_bytes` (a multiple of 8, at least 8); only its first 8 bytes are touched. */
+static inline void cps_record_store_pad(uint8_t *at, uint32_t span_bytes) {
+    cps_store32(at, 0);
+    cps_store32(at + 4, span_bytes | CPS_RECORD_PAD);
+}
+
+/* Read what stands at `at`, where `available_bytes` can be looked at and the log says position `position` is.
+ * CPS_DAMAGED: no record can look like that (also when it would reach past `available_bytes`).
+ * Says nothing about the CRC; see cps_record_crc. */
+static inline CPS_MUST_CHECK enum cps_status cps_record_load(const uint8_t *at, uint64_t available_bytes,
+                                                             uint64_t position, cps_record *out) {
+    if (available_bytes < CPS_RECORD_ALIGN) return CPS_DAMAGED;
+    uint32_t length = cps_load32(at + 4);
+    out->crc = cps_load32(at);
+    out->position = position;
+    out->is_pad = (length & CPS_RECORD_PAD) != 0;
+    length &= ~CPS_RECORD_PAD;
+    out->length_bytes = length;
+    if (length > CPS_RECORD_LENGTH_MAX || cps_record_span(length) > available_bytes) return CPS_DAMAGED;
+    if (out->is_pad) return length >= CPS_RECORD_ALIGN && length % CPS_RECORD_ALIGN == 0 ? CPS_OK : CPS_DAMAGED;
+    if (length < CPS_RECORD_HEADER_BYTES || cps_load64(at + 8) != position) return CPS_DAMAGED;
+    out->epoch = cps_load32(at + 16);
+    out->flags = at[20];
+    out->topic_bytes = cps_load16(at + 22);
+    out->userdata_bytes = cps_load16(at + 24);
+    out->stamp_ms = cps_load16(at + 26) | (uint64_t)cps_load32(at + 28) << 16;
+    uint32_t parts = CPS_RECORD_HEADER_BYTES + (uint32_t)out->topic_bytes + out->userdata_bytes;
+    if (parts > length) return CPS_DAMAGED;
+    out->payload_bytes = length - parts;
+    return CPS_OK;
+}
+
+/* Parts of a loaded message; pointers into the same bytes. */
+static inline const uint8_t *cps_record_topic(const uint8_t *at) { return at + CPS_RECORD_HEADER_BYTES; }
+static inline const uint8_t *cps_record_payload(const uint8_t *at, const cps_record *r) {
+    return at + CPS_RECORD_HEADER_BYTES + r->topic_bytes;
+}
+static inline const uint8_t *cps_record_userdata(const uint8_t *at, const cps_record *r) {
+    return cps_record_payload(at, r) + r->payload_bytes;
+}
+
+#endif

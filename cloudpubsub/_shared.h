@@ -1,0 +1,91 @@
+/* The page of cursors and counters that lies in front of the ring.
+ *
+ * In a tmpfs file it outlives the process: after a kill it says exactly which bytes of the ring are records, and any
+ * other process can watch it read-only.  Otherwise it is plain memory.
+ *
+ * Two sides write it, each under its own lock: producers commit `cps_produced` (ring lock), readers and flusher commit
+ * `cps_settled` (log lock).  What belongs together is committed together: a side writes the slot that is not current,
+ * then makes it current with one store.  A kill between any two instructions leaves the old or the new state, never a
+ * mixture, and a watcher that saw the sequence move reads again. */
+#ifndef CPS_SHARED_H
+#define CPS_SHARED_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define CPS_SHARED_MAGIC 0x31474e4952535043ull /* "CPSRING1" */
+enum { CPS_SHARED_BYTES = 4096, CPS_SHARED_VERSION = 1 };
+
+typedef struct cps_produced { /* by producers; bytes are record spans, as in positions */
+    uint64_t published;       /* cursor: everything before it is committed */
+    uint64_t messages;        /* ever published in the life of the spool, refused ones (drop_newest) included */
+    uint64_t bytes;
+    uint64_t refused;         /* of these, refused storage and never given bytes in the log */
+    uint64_t refused_bytes;
+} cps_produced;
+
+typedef struct cps_settled { /* by readers and the flusher */
+    uint64_t head;           /* cursor: everything before it is settled */
+    uint64_t spilled;        /* cursor: everything before it is in a segment, or settled */
+    uint64_t sent_max;       /* highest position that was ever handed to a connection */
+    uint64_t acked_messages;
+    uint64_t acked_bytes;
+    uint64_t dropped_messages;
+    uint64_t dropped_bytes;
+    uint64_t dead_messages;
+    uint64_t dead_bytes;
+} cps_settled;
+
+enum { CPS_PRODUCED_WORDS = sizeof(cps_produced) / 8, CPS_SETTLED_WORDS = sizeof(cps_settled) / 8 };
+
+typedef struct cps_shared {
+    _Atomic uint64_t magic; /* stored last when a home is made: pairs with its load in cps_home_open */
+    uint32_t version;
+    uint32_t writer_pid; /* shown to people, never used for locking */
+    uint8_t boot_id[16];
+    uint8_t spool_id[16];
+    uint64_t ring_bytes;
+    _Atomic uint64_t generation;      /* of the open that the ring belongs to; see _home.h */
+    _Atomic uint64_t next_generation; /* of an open that is taking it over */
+    _Alignas(64) _Atomic uint32_t produced_sequence; /* pairs with its own acquire loads in readers */
+    _Atomic uint64_t produced[2][CPS_PRODUCED_WORDS];
+    _Alignas(64) _Atomic uint32_t settled_sequence;
+    _Atomic uint64_t settled[2][CPS_SETTLED_WORDS];
+} cps_shared;
+
+_Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
+
+static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words,
+                                  const uint64_t *from) {
+    uint32_t now = atomic_load_explicit(sequence, memory_order_relaxed) + 1; /* one writer: its own last store */
+    _Atomic uint64_t *slot = slots + (now & 1) * words;
+    /* Release: who sees one of these words, with the acquire below, sees the sequence that stood before it too, and so
+     * notices that the slot it copies is being written again. */
+    for (unsigned i = 0; i < words; i++) atomic_store_explicit(&slot[i], from[i], memory_order_release);
+    atomic_store_explicit(sequence, now, memory_order_release); /* pairs with the acquire in cps_shared_get */
+}
+
+static inline void cps_shared_get(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words, uint64_t *to) {
+    for (;;) {
+        uint32_t before = atomic_load_explicit(sequence, memory_order_acquire);
+        _Atomic uint64_t *slot = slots + (before & 1) * words;
+        /* Acquire: the load below comes after these, and pairs with the stores in cps_shared_put. */
+        for (unsigned i = 0; i < words; i++) to[i] = atomic_load_explicit(&slot[i], memory_order_acquire);
+        if (atomic_load_explicit(sequence, memory_order_relaxed) == before) return;
+    }
+}
+
+static inline void cps_shared_commit_produced(cps_shared *s, const cps_produced *from) {
+    cps_shared_put(&s->produced_sequence, &s->produced[0][0], CPS_PRODUCED_WORDS, (const uint64_t *)from);
+}
+static inline void cps_shared_read_produced(cps_shared *s, cps_produced *to) {
+    cps_shared_get(&s->produced_sequence, &s->produced[0][0], CPS_PRODUCED_WORDS, (uint64_t *)to);
+}
+static inline void cps_shared_commit_settled(cps_shared *s, const cps_settled *from) {
+    cps_shared_put(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (const uint64_t *)from);
+}
+static inline void cps_shared_read_settled(cps_shared *s, cps_settled *to) {
+    cps_shared_get(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (uint64_t *)to);
+}
+
+#endif

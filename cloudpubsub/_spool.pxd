@@ -1,0 +1,26 @@
+# What `_link.pyx` needs of the log.
+from libc.stdint cimport uint8_t, uint64_t
+
+from cloudpubsub._core cimport cps_batch, cps_log, cps_record, cps_status
+
+cdef object message_at(const uint8_t *at, const cps_record *record)
+cdef int check_status(cps_status status) except -1
+
+cdef class Log:
+    cdef cps_log *log
+    cdef unsigned calls  # inside the core without the GIL; guarded by the GIL
+    cdef bint closing
+    cdef Py_ssize_t payload_max
+    cdef bint forked
+    cdef object idle  # condition: `calls` has fallen to 0
+    cdef readonly int wake_fd  # readable when `arm` was called and there is something to read, or a loss waits
+    cdef readonly object found  # dict: what opening found
+    cdef object __weakref__
+
+    cdef int check(self) except -1
+    cdef int enter(self) except -1
+    cdef int leave(self) except -1
+    cdef cps_status c_read(self, size_t max_bytes, cps_batch *batch) noexcept nogil
+    cdef void c_read_done(self, uint64_t consumed) noexcept nogil
+    cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes) noexcept nogil
+    cdef object look(self, uint64_t position)

@@ -1,0 +1,515 @@
+# cython: language_level=3, binding=True, embedsignature=True
+"""The thin face of the log: ring and segments for Python.
+
+No algorithm lives here.  Every method checks that its object is open, converts its arguments, makes one C call (without
+the GIL when it can wait, touches the disk or copies more than a few KiB; a short append keeps the GIL and only tries the
+lock) and turns the status into an exception.
+"""
+
+import os
+import threading
+import time
+import weakref
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from cloudpubsub._core cimport *
+
+from cloudpubsub._errors import (
+    ClosedError,
+    ForkedError,
+    IdentityError,
+    PayloadTooLarge,
+    SpoolError,
+    SpoolFull,
+    SpoolLockedError,
+    WaitTimeout,
+)
+from cloudpubsub._message import Message
+from cloudpubsub._topic import check_topic
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef enum:
+    WAIT_SLICE_MS = 100  # between looks for Ctrl-C
+    KEEP_GIL_BYTES = 4096
+    LOSSES = 64
+
+# ---- from Python to C ----
+
+
+cdef uint64_t _ms(object seconds) except? 0:
+    """Milliseconds; None is no limit."""
+    if seconds is None:
+        return CPS_NO_LIMIT_MS
+    return <uint64_t>(max(0.0, min(float(seconds), 1e12)) * 1000)
+
+
+cdef const uint8_t *_topic_bytes(object topic, uint16_t *size) except NULL:
+    """The UTF-8 bytes of a valid topic, held by `topic`; `check_topic` says what is wrong with any other."""
+    cdef Py_ssize_t n = 0, i
+    cdef const char *text = NULL
+    cdef bint good = type(topic) is str
+    if good:
+        try:
+            text = PyUnicode_AsUTF8AndSize(topic, &n)
+        except UnicodeEncodeError:
+            good = False
+    if good and 0 < n <= 65535:
+        for i in range(n):
+            if text[i] == c"+" or text[i] == c"#" or text[i] == 0:
+                good = False
+                break
+    else:
+        good = False
+    if not good:
+        check_topic(topic)
+        text = PyUnicode_AsUTF8AndSize(topic, &n)  # a subclass of str with a valid topic
+    size[0] = <uint16_t>n
+    return <const uint8_t *>text
+
+
+cdef void _notify(void *fd) noexcept nogil:
+    eventfd_write(<int><Py_ssize_t>fd, 1)
+
+
+_DURABILITY = {"memory": CPS_DURABILITY_MEMORY, "process": CPS_DURABILITY_PROCESS, "power": CPS_DURABILITY_POWER}
+_ON_FULL = {
+    "drop_oldest": CPS_ON_FULL_DROP_OLDEST,
+    "drop_newest": CPS_ON_FULL_DROP_NEWEST,
+    "block": CPS_ON_FULL_BLOCK,
+    "raise": CPS_ON_FULL_RAISE,
+}
+_STORAGE = {CPS_STORAGE_NONE: "memory", CPS_STORAGE_OK: "ok", CPS_STORAGE_FULL: "full", CPS_STORAGE_FAILED: "failed"}
+
+
+
+# ---- from C to Python ----
+
+
+cdef object message_at(const uint8_t *at, const cps_record *record):
+    """A `Message` made of a record."""
+    return Message(
+        PyUnicode_DecodeUTF8(<const char *>cps_record_topic(at), record.topic_bytes, NULL),
+        PyBytes_FromStringAndSize(<const char *>cps_record_payload(at, record), record.payload_bytes),
+        record.position,
+        PyBytes_FromStringAndSize(<const char *>cps_record_userdata(at, record), record.userdata_bytes),
+        bool(record.flags & CPS_RECORD_RETAIN),
+    )
+
+
+cdef int check_status(cps_status status) except -1:
+    """The exception for a status that no caller has dealt with."""
+    if status == CPS_OK:
+        return 0
+    if status == CPS_CLOSED:
+        raise ClosedError("closed")
+    if status == CPS_NO_MEMORY:
+        raise MemoryError("no memory for a buffer of the spool")
+    if status == CPS_IO:
+        raise SpoolError("the spool cannot be read; see the storage state in stats()")
+    raise RuntimeError(f"unexpected status {<int>status} of the core")
+
+
+cdef int _raise_append(cps_status status, uint32_t payload_bytes) except -1:
+    if status == CPS_TOO_LARGE:
+        raise PayloadTooLarge(
+            f"payload: with {payload_bytes} bytes the record is more than a quarter of ring_bytes or segment_bytes")
+    if status == CPS_FULL:
+        raise SpoolFull("the spool's limits or a failed storage refuse more messages")
+    return check_status(status)
+
+
+cdef int _raise_opening(cps_status status, cps_opened *opened, object directory, object identity) except -1:
+    where = opened.where.decode() if opened.where != NULL else "it"
+    if status == CPS_LOCKED:
+        raise SpoolLockedError(opened.error, "another process or another object of this one owns the spool", directory)
+    if status == CPS_FOREIGN:
+        owner = opened.identity[:opened.identity_bytes].decode("utf-8", "replace")
+        raise IdentityError(f"spool {directory}: it holds the messages of {owner!r}, not of {identity!r}; "
+                            "give another directory, or the client id that owns it")
+    if status == CPS_IO:
+        raise SpoolError(opened.error, f"cannot open {where}: {os.strerror(opened.error)}", directory)
+    if status == CPS_DAMAGED:
+        raise SpoolError(f"spool {directory}: {where} is not a regular file")
+    if status == CPS_TOO_LARGE:
+        raise SpoolError(f"spool {directory}: {where}: the path or the client id (at most 1024 bytes) is too long")
+    return check_status(status)
+
+
+# After a fork the child holds nothing: see Log._forked.
+_open_logs = weakref.WeakSet()
+
+
+def _after_fork_in_child():
+    for log in list(_open_logs):
+        log._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+cdef class Log:
+    """Ring and segments as one durable sequence of messages; see `_log.h`.
+
+    Thread safety: every method from any thread, but `Sender`, or whoever reads, is one thread at a time.  `close` is safe
+    beside running calls: it ends their waits and waits for them.
+    """
+
+    def __cinit__(self):
+        self.log = NULL
+        self.wake_fd = -1
+
+    def __init__(self, *, directory, ring_directory, identity, adopt, durability, on_full, ring_bytes, segment_bytes,
+                 spool_bytes_max, spool_messages_max, spill_after_s, spill_timeout_s, block_timeout_s,
+                 sync_interval_s, seal_after_s, payload_max):
+        cdef cps_log_config config
+        cdef cps_opened opened
+        cdef cps_status status
+        memset(&config, 0, sizeof(config))
+        cdef bytes directory_bytes = None if directory is None else os.fsencode(directory)
+        cdef bytes ring_bytes_path = None if ring_directory is None else os.fsencode(ring_directory)
+        cdef bytes identity_bytes = None if identity is None else identity.encode()
+        self.payload_max = payload_max
+        self.idle = threading.Condition()
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        config.io = cps_io_system()
+        if directory_bytes is not None:
+            config.directory = directory_bytes
+        if ring_bytes_path is not None:
+            config.ring_directory = ring_bytes_path
+        if identity_bytes is not None:
+            config.identity = <const uint8_t *>PyBytes_AS_STRING(identity_bytes)
+            config.identity_bytes = <uint16_t>min(len(identity_bytes), 65535)
+        config.adopt = adopt
+        config.durability = _DURABILITY[durability]
+        config.on_full = _ON_FULL[on_full]
+        config.ring_bytes = ring_bytes
+        config.segment_bytes = segment_bytes
+        config.spool_bytes_max = spool_bytes_max
+        config.spool_messages_max = spool_messages_max or 0
+        config.spill_after_ms = _ms(spill_after_s)
+        config.spill_timeout_ms = _ms(spill_timeout_s)
+        config.block_timeout_ms = _ms(block_timeout_s)
+        config.sync_interval_ms = _ms(sync_interval_s)
+        config.seal_after_ms = _ms(seal_after_s)
+        config.notify = _notify
+        config.notify_user = <void *><Py_ssize_t>self.wake_fd
+        started = time.monotonic()
+        with nogil:
+            status = cps_log_open(&config, &self.log, &opened)
+        if status != CPS_OK:
+            self.log = NULL
+            os.close(self.wake_fd)
+            self.wake_fd = -1
+            _raise_opening(status, &opened, directory, identity)
+        self.found = {
+            "records": opened.recovery.scan.records + opened.ring_messages,
+            "record_bytes": self.stats()["backlog_bytes"],
+            "bytes_read": opened.recovery.scan.bytes_read,
+            "torn_bytes": opened.recovery.scan.torn_bytes,
+            "damaged_ranges": opened.recovery.scan.damaged_ranges,
+            "damaged_bytes": opened.recovery.scan.damaged_bytes,
+            "segments": opened.recovery.segments,
+            "unreadable": opened.recovery.unreadable,
+            "ring_records": opened.ring_messages,
+            "ring_in_file": opened.ring_in_file,
+            "clean": opened.clean,
+            "meta_damaged": opened.meta_damaged,
+            "duration_s": time.monotonic() - started,
+        }
+        _open_logs.add(self)
+
+    def __dealloc__(self):
+        # Only an object that was never closed gets here with a log.  It is closed like any other, within a second: the
+        # ring goes to the disk.
+        cdef uint64_t unsaved
+        if self.log != NULL and not self.forked:
+            with nogil:
+                cps_log_close(self.log, 1000, &unsaved)
+        if self.wake_fd >= 0:
+            os.close(self.wake_fd)
+
+    def _forked(self):
+        """In a forked child: let go of everything, touching nothing that the parent sees."""
+        if self.log != NULL:
+            cps_log_forked(self.log)
+        self.forked = True
+        self.idle = threading.Condition()  # the parent's may be held for ever
+
+    # For `Sender`, which may run without the GIL between `enter` and `leave`.
+
+    cdef cps_status c_read(self, size_t max_bytes, cps_batch *batch) noexcept nogil:
+        return cps_log_read(self.log, max_bytes, batch)
+
+    cdef void c_read_done(self, uint64_t consumed) noexcept nogil:
+        cps_log_read_done(self.log, consumed)
+
+    cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes) noexcept nogil:
+        cps_log_settle(self.log, head, messages, span_bytes)
+
+    cdef object look(self, uint64_t position):
+        """The message at `position`, which was read and is not settled; None if it cannot be had."""
+        cdef cps_record record
+        cdef const uint8_t *at
+        cdef cps_status status
+        with nogil:
+            status = cps_log_look(self.log, position, &record, &at)
+        return message_at(at, &record) if status == CPS_OK else None
+
+    cdef int check(self) except -1:
+        if self.forked:
+            raise ForkedError("opened before a fork: the child process must open a client and spool of its own")
+        if self.log == NULL or self.closing:
+            raise ClosedError("closed")
+        return 0
+
+    cdef int enter(self) except -1:
+        self.check()
+        self.calls += 1
+        return 0
+
+    cdef int leave(self) except -1:
+        self.calls -= 1
+        if self.closing and self.calls == 0:
+            with self.idle:
+                self.idle.notify_all()
+        return 0
+
+    def append(self, topic, payload, bint retain=False, userdata=b""):
+        """Append one message and return its position.  See `Client.publish`."""
+        cdef cps_message message
+        cdef cps_status status
+        cdef uint64_t position = 0
+        cdef Py_buffer payload_view, userdata_view
+        cdef bint has_payload_view = False, has_userdata_view = False
+        cdef Py_ssize_t size
+        self.check()
+        message.flags = CPS_RECORD_RETAIN if retain else 0
+        message.topic = _topic_bytes(topic, &message.topic_bytes)
+        try:
+            if type(payload) is bytes:
+                message.payload = <const uint8_t *>PyBytes_AS_STRING(payload)
+                size = PyBytes_GET_SIZE(payload)
+            elif isinstance(payload, str):
+                message.payload = <const uint8_t *>PyUnicode_AsUTF8AndSize(payload, &size)
+            else:
+                PyObject_GetBuffer(payload, &payload_view, PyBUF_SIMPLE)
+                has_payload_view = True
+                message.payload = <const uint8_t *>payload_view.buf
+                size = payload_view.len
+            if size > self.payload_max:
+                raise PayloadTooLarge(f"payload: {size} bytes, at most max_payload_bytes={self.payload_max} are allowed")
+            message.payload_bytes = <uint32_t>size
+            if type(userdata) is bytes:
+                message.userdata = <const uint8_t *>PyBytes_AS_STRING(userdata)
+                size = PyBytes_GET_SIZE(userdata)
+            else:
+                PyObject_GetBuffer(userdata, &userdata_view, PyBUF_SIMPLE)
+                has_userdata_view = True
+                message.userdata = <const uint8_t *>userdata_view.buf
+                size = userdata_view.len
+            if size > 65535:
+                raise PayloadTooLarge(f"userdata: {size} bytes, at most 65535 are allowed")
+            message.userdata_bytes = <uint16_t>size
+            status = CPS_BUSY
+            if message.payload_bytes <= KEEP_GIL_BYTES:
+                status = cps_log_append(self.log, &message, True, &position)
+            if status == CPS_BUSY:
+                self.enter()
+                try:
+                    with nogil:
+                        status = cps_log_append(self.log, &message, False, &position)
+                finally:
+                    self.leave()
+        finally:
+            if has_payload_view:
+                PyBuffer_Release(&payload_view)
+            if has_userdata_view:
+                PyBuffer_Release(&userdata_view)
+        if status != CPS_OK and status != CPS_DROPPED:
+            _raise_append(status, message.payload_bytes)
+        return position
+
+    def published(self):
+        """The cursor `published`: everything before it is committed."""
+        self.check()
+        return cps_log_published(self.log)
+
+    def wait_settled(self, uint64_t position, timeout_s):
+        """Until the head has passed `position`; WaitTimeout, ClosedError.  Ctrl-C interrupts it."""
+        cdef cps_status status = CPS_TIMEOUT
+        cdef uint64_t slice_ms
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.enter()
+        try:
+            while status == CPS_TIMEOUT:
+                slice_ms = WAIT_SLICE_MS
+                if deadline is not None:
+                    slice_ms = min(slice_ms, _ms(deadline - time.monotonic()) + 1)
+                with nogil:
+                    status = cps_log_wait_settled(self.log, position, slice_ms)
+                PyErr_CheckSignals()
+                if status == CPS_TIMEOUT and deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeout(f"not settled after {timeout_s} s")
+        finally:
+            self.leave()
+        check_status(status)
+
+    def wait_synced(self, uint64_t position, timeout_s):
+        """Spill and sync until the cursor `synced` has passed `position`; WaitTimeout, SpoolError, ClosedError."""
+        cdef cps_status status = CPS_TIMEOUT
+        cdef uint64_t slice_ms
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.enter()
+        try:
+            while status == CPS_TIMEOUT:
+                slice_ms = WAIT_SLICE_MS
+                if deadline is not None:
+                    slice_ms = min(slice_ms, _ms(deadline - time.monotonic()) + 1)
+                with nogil:
+                    status = cps_log_wait_synced(self.log, position, slice_ms)
+                PyErr_CheckSignals()
+                if status == CPS_TIMEOUT and deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeout(f"not on stable storage after {timeout_s} s")
+        finally:
+            self.leave()
+        if status == CPS_IO:
+            error = self.stats()["storage_error"]
+            raise SpoolError(error, os.strerror(error) if error else "the spool's limits refuse more data")
+        check_status(status)
+
+    def outcome(self, uint64_t position):
+        """None: acknowledged, or too long ago to know.  Else why the settled message at `position` was not delivered."""
+        cdef cps_reason reason
+        self.check()
+        if cps_log_outcome(self.log, position, &reason) == CPS_OK:
+            return None
+        return cps_reason_name(reason).decode()
+
+    def take_losses(self):
+        """List of (first, end, messages, bytes, reason) since the last call."""
+        cdef cps_loss losses[LOSSES]
+        cdef size_t i, n
+        self.check()
+        n = cps_log_take_losses(self.log, losses, LOSSES)
+        return [(losses[i].first, losses[i].end, losses[i].messages, losses[i].bytes,
+                 cps_reason_name(losses[i].reason).decode()) for i in range(n)]
+
+    def link(self, bint up):
+        """Tell whether there is a link; without one for `spill_after`, the ring is written to the disk."""
+        self.check()
+        cps_log_link(self.log, up)
+
+    def arm(self):
+        """True: there is nothing to read, and `wake_fd` becomes readable with the next message."""
+        self.check()
+        return cps_log_arm(self.log)
+
+    def wake(self):
+        """Make `wake_fd` readable."""
+        if self.wake_fd >= 0:
+            eventfd_write(self.wake_fd, 1)
+
+    def rewind(self):
+        """Reading starts again at the oldest unsettled message."""
+        self.check()
+        cps_log_rewind(self.log)
+
+    def read(self, size_t max_bytes):
+        """The next messages after those already read, as a list of `Message`; empty at the end of the log."""
+        cdef cps_batch batch
+        cdef cps_status status
+        cdef cps_record record
+        cdef list messages = []
+        cdef size_t at
+        self.enter()
+        try:
+            while not messages:
+                with nogil:
+                    status = cps_log_read(self.log, max_bytes, &batch)
+                if status == CPS_EMPTY:
+                    break
+                if status != CPS_OK:
+                    check_status(status)
+                if batch.size == 0:  # lost on the disk, and counted
+                    cps_log_read_done(self.log, batch.lost_end - batch.position)
+                    continue
+                at = 0
+                try:
+                    while at < batch.size and at < max_bytes:
+                        if cps_record_load(batch.bytes + at, batch.size - at, batch.position + at, &record) != CPS_OK:
+                            raise RuntimeError(f"position {batch.position + at}: no record")
+                        if not record.is_pad:
+                            messages.append(message_at(batch.bytes + at, &record))
+                        at += cps_record_span(record.length_bytes)
+                finally:
+                    cps_log_read_done(self.log, at)
+        finally:
+            self.leave()
+        return messages
+
+    def settle_through(self, uint64_t position):
+        """Everything up to and including the message at `position`, which was read, is settled."""
+        cdef cps_status status
+        self.enter()
+        try:
+            with nogil:
+                status = cps_log_settle_through(self.log, position)
+        finally:
+            self.leave()
+        if status == CPS_UNKNOWN:
+            raise ValueError(f"position: {position} is not that of a message that was read and is not acknowledged yet")
+        check_status(status)
+
+    def stats(self):
+        """A dict of the core's figures."""
+        cdef cps_log_stats s
+        self.check()
+        cps_log_stats_now(self.log, &s)
+        return {
+            "published": s.produced.messages, "published_bytes": s.produced.bytes,
+            "acked": s.settled.acked_messages, "acked_bytes": s.settled.acked_bytes,
+            "dropped": s.settled.dropped_messages + s.produced.refused,
+            "dropped_bytes": s.settled.dropped_bytes + s.produced.refused_bytes,
+            "dead_lettered": s.settled.dead_messages, "dead_lettered_bytes": s.settled.dead_bytes,
+            "backlog_messages": s.pending_messages, "backlog_bytes": s.pending_bytes,
+            "oldest_age_seconds": s.oldest_age_ms / 1000.0,
+            "ring_used_bytes": s.ring_used_bytes, "spool_bytes": s.spool_bytes, "spool_segments": s.spool_segments,
+            "spilled_bytes": s.spilled_bytes, "damaged_ranges": s.damaged_ranges, "damaged_bytes": s.damaged_bytes,
+            "storage": _STORAGE[s.storage], "storage_error": s.storage_error,
+            "head": s.settled.head, "sent": s.sent, "spilled": s.settled.spilled, "synced": s.synced,
+            "position": s.produced.published, "sent_max": s.settled.sent_max, "ring_bytes": s.ring_bytes, "syncs": s.syncs,
+        }
+
+    def shut(self):
+        """Refuse new messages and end all waits; reading and settling go on."""
+        self.check()
+        cps_log_shut(self.log)
+
+    def close(self, timeout_s):
+        """Save what is pending, within `timeout_s`; returns how many messages are in no file.  Idempotent."""
+        cdef uint64_t unsaved = 0
+        cdef uint64_t timeout_ms = _ms(timeout_s)
+        cdef cps_log *log
+        if self.forked or self.log == NULL or self.closing:
+            return 0
+        self.closing = True
+        cps_log_shut(self.log)
+        with self.idle:
+            self.idle.wait_for(lambda: self.calls == 0)
+        _open_logs.discard(self)
+        log = self.log
+        self.log = NULL
+        with nogil:
+            cps_log_close(log, timeout_ms, &unsaved)
+        # The number is kept until here: the flusher of a log whose disk hangs may still write to it.
+        os.close(self.wake_fd)
+        self.wake_fd = -1
+        return unsaved

@@ -1,0 +1,185 @@
+/* The ordered set of segments; see the header. */
+#include "_store.h"
+
+#include <stdlib.h>
+
+typedef struct names {
+    char (*name)[CPS_SEGMENT_NAME_BYTES];
+    size_t count;
+    size_t room;
+    bool failed;
+} names;
+
+static void collect(void *user, const char *name) {
+    names *list = user;
+    size_t length = strlen(name);
+    if (length < 4 || length >= CPS_SEGMENT_NAME_BYTES || strcmp(name + length - 4, ".seg") != 0) return;
+    if (list->count == list->room) {
+        size_t room = list->room ? 2 * list->room : 64;
+        void *grown = realloc(list->name, room * sizeof *list->name);
+        if (grown == NULL) {
+            list->failed = true;
+            return;
+        }
+        list->name = grown;
+        list->room = room;
+    }
+    memcpy(list->name[list->count++], name, length + 1);
+}
+
+static int by_name(const void *a, const void *b) { return strcmp(a, b); }
+
+/* The segment that was loaded last reaches into `next`.  Positions are never issued twice, so both hold the same records
+ * there: `next` is a second try after a failed write, or a copy made by hand.  False: `next` brings nothing new. */
+static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, const cps_segment *next, cps_scratch *scratch,
+                                               bool *keep, int *error) {
+    cps_segment *last = store->last;
+    enum cps_status status = CPS_OK;
+    *keep = next->end > last->end;
+    if (!*keep) return CPS_OK;
+    cps_store_take(store, last);
+    if (next->base > last->base) status = cps_segment_trim(last, next->base, scratch, error);
+    if (status == CPS_OK && next->base > last->base && last->end > last->base) cps_store_add(store, last);
+    else cps_segment_close(last, false); /* its file stays; once its records are settled a later open removes it */
+    return status == CPS_IO ? CPS_OK : status;
+}
+
+/* Load one file and hang it behind the others.  Names sort by position, so order is right already. */
+static CPS_MUST_CHECK enum cps_status load(cps_store *store, const char *name, const uint8_t spool_id[16],
+                                           cps_scratch *scratch, cps_recovery *recovery, bool is_last, int *error) {
+    cps_segment *segment;
+    uint64_t torn = recovery->scan.torn_bytes;
+    enum cps_status status =
+        cps_segment_load(store->io, store->directory, name, spool_id, scratch, &segment, &recovery->scan, error);
+    if (status == CPS_NO_MEMORY) return status;
+    if (status == CPS_EMPTY && recovery->scan.torn_bytes == torn) return CPS_OK;
+    if (status == CPS_EMPTY && is_last) {
+        /* Nothing valid follows, so this is not damage: it is the end of the log, cut off in its first write. */
+        char path[CPS_PATH_MAX];
+        int n = snprintf(path, sizeof path, "%s/%s", store->directory, name);
+        if (n > 0 && (size_t)n < sizeof path) (void)!store->io->remove(store->io->context, path, error);
+        return CPS_OK;
+    }
+    if (status != CPS_OK) {
+        recovery->unreadable++;
+        return CPS_OK;
+    }
+    bool keep = true;
+    if (store->last != NULL && segment->base < store->last->end) {
+        recovery->overlapping++;
+        status = untangle(store, segment, scratch, &keep, error);
+    }
+    if (status != CPS_OK || !keep) {
+        cps_segment_close(segment, false);
+        return status;
+    }
+    cps_store_add(store, segment);
+    return CPS_OK;
+}
+
+static CPS_MUST_CHECK enum cps_status list_names(const cps_io *io, const char *directory, names *list, int *error) {
+    memset(list, 0, sizeof *list);
+    enum cps_status status = io->list(io->context, directory, collect, list, error);
+    if (status == CPS_OK && list->failed) status = CPS_NO_MEMORY;
+    if (list->count > 1) qsort(list->name, list->count, sizeof *list->name, by_name);
+    return status;
+}
+
+enum cps_status cps_store_recover(cps_store *store, const cps_io *io, const char *directory,
+                                  const uint8_t spool_id[16], cps_recovery *recovery, int *error) {
+    memset(store, 0, sizeof *store);
+    memset(recovery, 0, sizeof *recovery);
+    store->io = io;
+    size_t length = strlen(directory);
+    if (length >= sizeof store->directory) return CPS_TOO_LARGE;
+    memcpy(store->directory, directory, length + 1);
+    names list;
+    enum cps_status status = list_names(io, directory, &list, error);
+    cps_scratch scratch = {0};
+    for (size_t i = 0; status == CPS_OK && i < list.count; i++)
+        status = load(store, list.name[i], spool_id, &scratch, recovery, i + 1 == list.count, error);
+    recovery->segments = store->segments;
+    cps_scratch_close(&scratch);
+    free(list.name);
+    if (status != CPS_OK) cps_store_close(store);
+    return status;
+}
+
+bool cps_store_identify(const cps_io *io, const char *directory, uint8_t spool_id[16], uint32_t *epoch) {
+    names list;
+    int ignored; /* a folder that cannot be listed is reported by cps_store_recover */
+    bool known = false;
+    if (list_names(io, directory, &list, &ignored) == CPS_OK) {
+        for (size_t i = 0; i < list.count; i++) {
+            uint32_t found;
+            if (!cps_segment_identify(io, directory, list.name[i], spool_id, &found)) continue;
+            if (!known || found > *epoch) *epoch = found;
+            known = true;
+        }
+    }
+    free(list.name);
+    return known;
+}
+
+void cps_store_add(cps_store *store, cps_segment *segment) {
+    CPS_ASSERT(segment->next == NULL);
+    if (store->last != NULL) store->last->next = segment;
+    else store->first = segment;
+    store->last = segment;
+    store->segments++;
+    store->file_bytes += segment->file_bytes;
+    store->messages += segment->messages;
+}
+
+void cps_store_take(cps_store *store, cps_segment *segment) {
+    cps_segment **link = &store->first;
+    cps_segment *before = NULL;
+    while (*link != segment) {
+        CPS_ASSERT(*link != NULL);
+        before = *link;
+        link = &before->next;
+    }
+    *link = segment->next;
+    if (store->last == segment) store->last = before;
+    segment->next = NULL;
+    store->segments--;
+    store->file_bytes -= segment->file_bytes;
+    store->messages -= segment->messages;
+}
+
+void cps_store_resize(cps_store *store, cps_segment *segment, uint64_t file_bytes) {
+    store->file_bytes += file_bytes - segment->file_bytes; /* unsigned arithmetic wraps back when it shrinks */
+    segment->file_bytes = file_bytes;
+}
+
+cps_segment *cps_store_find(const cps_store *store, uint64_t position) {
+    cps_segment *segment = store->first;
+    while (segment != NULL && segment->end <= position) segment = segment->next;
+    return segment;
+}
+
+void cps_store_close(cps_store *store) {
+    while (store->first != NULL) {
+        cps_segment *segment = store->first;
+        cps_store_take(store, segment);
+        cps_segment_close(segment, false);
+    }
+}
+
+void cps_store_check(const cps_store *store) {
+    uint64_t segments = 0, file_bytes = 0, messages = 0;
+    const cps_segment *before = NULL;
+    for (const cps_segment *s = store->first; s != NULL; s = s->next) {
+        CPS_ASSERT(s->base <= s->end);
+        CPS_ASSERT(before == NULL || before->base < s->base);
+        CPS_ASSERT(!s->retired);
+        segments++;
+        file_bytes += s->file_bytes;
+        messages += s->messages;
+        before = s;
+    }
+    CPS_ASSERT(before == store->last);
+    CPS_ASSERT(segments == store->segments);
+    CPS_ASSERT(file_bytes == store->file_bytes);
+    CPS_ASSERT(messages == store->messages);
+}

@@ -1,0 +1,244 @@
+"""The subscribe connection: receives at QoS 1, and acknowledges a message only after its handlers have returned.
+
+The stream is parsed natively; messages go to the dispatcher thread, which runs the handlers in order and reports each
+one back; acknowledgements leave in that order.  While the dispatcher's queue is full the socket is not read, so that
+the broker holds what we cannot take, and the connection is kept alive all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cloudpubsub._connection import Connection, Ended
+from cloudpubsub._dispatcher import Deliver, Dispatcher, Outcome
+from cloudpubsub._link import Receiver, frame_pubacks
+from cloudpubsub._paho import Control, open_control
+
+if TYPE_CHECKING:
+    from cloudpubsub._message import Message
+    from cloudpubsub._options import Options
+    from cloudpubsub._topic import Matcher
+
+__all__ = ["Handler", "Subscriber"]
+
+Handler = Callable[["Message"], object]
+
+_PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
+_TAKE = 256
+_FILTERS_A_PACKET = 100
+_SUBACK_FAILURE = 0x80
+
+
+class Subscriber(Connection):
+    """Owner of the subscribe connection.  See `Connection` for the threads.
+
+    `on_failed(message, error)` is called on the dispatcher thread for a message whose handlers failed for good.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        matcher: Matcher[Handler],
+        dispatcher: Dispatcher,
+        on_up: Callable[[str], None],
+        on_down: Callable[[str], None],
+        on_failed: Callable[[Message, BaseException | None], None],
+    ) -> None:
+        self._receiver = Receiver(_PACKET_MAX)
+        wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        super().__init__(
+            options, "cloudpubsub-subscribe", options.subscribe_client_id, self._receiver, wake_fd, on_up, on_down
+        )
+        self._matcher = matcher
+        self._dispatcher = dispatcher
+        self._on_failed = on_failed
+        self._generation = 0  # of the connection; packet ids of an earlier one mean nothing
+        self._held: deque[Deliver] = deque()  # taken from the stream, not yet by the dispatcher
+        self._acks: deque[tuple[int, int]] = deque()  # (generation, packet id); appended by the dispatcher thread
+        self._failure: str | None = None  # set by the dispatcher thread: the connection is to be closed
+        self._is_behind = False  # the stream holds more than was taken
+        # Guards the four fields below, which `subscribe` and `wait_subscribed` share with this thread.
+        self._changed = threading.Condition()
+        self._requests: deque[tuple[bool, str]] = deque()  # (subscribe or unsubscribe, filter)
+        self._waiting: set[str] = set()  # filters without a SUBACK on this connection
+        self._refused: dict[str, int] = {}
+        self._packets: dict[int, list[str]] = {}  # SUBSCRIBE packets without SUBACK; this thread's own
+        #: Read by any thread.
+        self.received = 0
+        self.unmatched = 0
+
+    # ---- for other threads ----
+
+    def subscribe(self, topic_filter: str) -> None:
+        with self._changed:
+            self._waiting.add(topic_filter)
+            self._refused.pop(topic_filter, None)
+            self._requests.append((True, topic_filter))
+        self.wake()
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        with self._changed:
+            self._waiting.discard(topic_filter)
+            self._refused.pop(topic_filter, None)
+            self._requests.append((False, topic_filter))
+            self._changed.notify_all()
+        self.wake()
+
+    def wait_subscribed(self, timeout_s: float | None) -> bool:
+        """Until the broker has answered every subscription.  Returns whether it has."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout_s)
+
+    def refused(self) -> dict[str, int]:
+        """Filters that the broker refused, with its reason codes."""
+        with self._changed:
+            return dict(self._refused)
+
+    def close(self, timeout_s: float) -> bool:
+        ended = self.stop(timeout_s)
+        if ended:
+            os.close(self._wake_fd)
+        return ended
+
+    # ---- connection ----
+
+    def _open(self, address_index: int, timeout_s: float) -> Control:
+        addresses = self._options.addresses
+        return open_control(
+            self._options,
+            addresses[address_index % len(addresses)],
+            self._client_id,
+            clean_session=self._options.clean_session,
+            with_will=False,
+            timeout_s=timeout_s,
+            on_suback=self._note_suback,
+        )
+
+    def _restart(self) -> None:
+        self._receiver.restart()
+        self._generation += 1
+        self._held.clear()
+        self._failure = None
+        self._is_behind = False
+        self._packets.clear()
+
+    def _established(self, control: Control) -> None:
+        """Subscribe to everything again, whatever the broker says that it remembers."""
+        with self._changed:
+            self._requests = deque(request for request in self._requests if not request[0])
+            filters = list(self._matcher.filters())
+            self._waiting = set(filters)
+        self._send_subscribe(control, filters)
+        self._send_requests(control)
+
+    def _send_subscribe(self, control: Control, filters: list[str]) -> None:
+        for start in range(0, len(filters), _FILTERS_A_PACKET):
+            some = filters[start : start + _FILTERS_A_PACKET]
+            _, mid = control.subscribe([(topic_filter, 1) for topic_filter in some])
+            if mid is not None:
+                self._packets[mid] = some
+
+    def _send_requests(self, control: Control) -> None:
+        while True:
+            with self._changed:
+                if not self._requests:
+                    return
+                is_subscribe, topic_filter = self._requests.popleft()
+            if is_subscribe:
+                self._send_subscribe(control, [topic_filter])
+            else:
+                control.unsubscribe(topic_filter)
+
+    def _note_suback(self, mid: int, codes: list[int]) -> None:
+        """Called by paho, on this thread."""
+        filters = self._packets.pop(mid, [])
+        with self._changed:
+            for topic_filter, code in zip(filters, codes, strict=False):
+                self._waiting.discard(topic_filter)
+                if code >= _SUBACK_FAILURE:
+                    self._refused[topic_filter] = code
+            self._changed.notify_all()
+        for topic_filter, code in zip(filters, codes, strict=False):
+            if code >= _SUBACK_FAILURE:
+                self.last_error = f"subscription to {topic_filter!r} refused with code {code:#04x}"
+                self._log.log(logging.ERROR, self.last_error, "%s: %s", self._name, self.last_error)
+
+    # ---- out: acknowledgements ----
+
+    def _next_bytes(self) -> memoryview | None:
+        ids = []
+        while self._acks:
+            generation, packet_id = self._acks.popleft()
+            if generation == self._generation:
+                ids.append(packet_id)
+        return memoryview(frame_pubacks(ids)) if ids else None
+
+    def _wrote(self, n: int) -> None:
+        """Nothing is kept: a lost acknowledgement costs a duplicate."""
+
+    def _may_sleep(self) -> bool:
+        return not self._acks
+
+    # ---- in: messages ----
+
+    def _take(self) -> tuple[bytearray, bool]:
+        if not self._hand_over():
+            self._is_behind = True
+            return bytearray(), False
+        messages, control, more = self._receiver.take(_TAKE)
+        self._is_behind = False
+        self.received += len(messages)
+        for message, packet_id in messages:
+            handlers = self._matcher.match(message.topic)
+            if not handlers:
+                self.unmatched += 1
+            self._held.append(Deliver(message, handlers, partial(self._done, self._generation, packet_id)))
+        return control, more or bool(self._held)
+
+    def _hand_over(self) -> bool:
+        """Give the dispatcher what it has room for.  Returns whether that was all."""
+        while self._held:
+            if not self._dispatcher.put(self._held[0]):
+                return False
+            self._held.popleft()
+        return True
+
+    def _done(self, generation: int, packet_id: int, delivery: Deliver) -> None:
+        """On the dispatcher thread: the handlers are through with a message."""
+        if delivery.outcome is Outcome.ABANDONED:
+            return
+        if delivery.outcome is Outcome.FAILED:
+            if self._options.on_handler_failure == "disconnect":
+                self._failure = f"a handler failed for good on topic {delivery.message.topic!r}"
+                self.wake()
+                return
+            self._on_failed(delivery.message, delivery.error)
+        if packet_id != 0 and self._failure is None:
+            self._acks.append((generation, packet_id))
+            # The owner takes all of them at once.  If an older one is still there after ours went in, it will find ours
+            # too; looking before going in could miss that it has just gone to sleep.
+            if len(self._acks) == 1:
+                self.wake()
+
+    def _wants_to_read(self) -> bool:
+        return not self._held and not self._is_behind
+
+    def _check(self, now_s: float) -> None:
+        if self._failure is not None:
+            raise Ended(self._failure)
+
+    def _lost(self) -> None:
+        """Nothing to do: the acknowledgements that are still to come are told apart by their generation."""
+
+    def _woken(self) -> None:
+        if self._control is None or not self.is_up:
+            return
+        self._send_requests(self._control)
+        if (self._held or self._is_behind) and self._hand_over():
+            self._work_off(self._control)

@@ -1,0 +1,88 @@
+/* The in-flight window: which records were sent on this connection and are not acknowledged yet.
+ *
+ * What it is: a ring of entries in sending order.  Packet ids are dealt one after the other, 1..65535 and round again,
+ * so the id of an acknowledgement is an index, and since at most 65,534 entries are in the ring an id comes back only
+ * after its PUBACK.  Entries acknowledged out of order stay as done-marks until everything before them is done too.
+ * Over a lost connection it remembers which records were acknowledged one by one, so that they are not sent again.
+ *
+ * Threads: one, the owner of the connection; no lock, no atomics.
+ * Owns: its memory, taken once in _open (24 bytes an entry, 16 a remembered position).
+ * Never does: touch a record, a socket, a clock or a file; allocate after _open. */
+#ifndef CPS_WINDOW_H
+#define CPS_WINDOW_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "_status.h"
+
+enum { CPS_WINDOW_MESSAGES_MAX = 65534 };
+
+typedef struct cps_window cps_window;
+
+/* Make a window for up to `messages_max` (1..CPS_WINDOW_MESSAGES_MAX) entries, which is also its first limit, and
+ * `bytes_max` bytes of packets in flight.  The caller closes it.
+ * CPS_TOO_LARGE: messages_max is out of range.  CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_window_open(uint32_t messages_max, uint64_t bytes_max, cps_window **out);
+
+/* Free it; NULL is allowed. */
+void cps_window_close(cps_window *window);
+
+/* Set other limits, at any time.  `messages_max` is brought into 1..(that of _open), so that a broker's Receive Maximum
+ * can be handed on as it is.  What is in flight above a lowered limit stays; only _push obeys. */
+void cps_window_limit(cps_window *window, uint32_t messages_max, uint64_t bytes_max);
+
+/* Deal packet ids from `next_id` (not 0) on.  Only while no entry is in the window. */
+void cps_window_renumber(cps_window *window, uint16_t next_id);
+
+/* Enter a record that is about to be sent: [position, end) in the log, `packet_bytes` (not 0) on the wire, `now_ms` of
+ * whatever clock the caller judges time limits by.  Positions only rise between two restarts.
+ * CPS_FULL: a limit would be passed, nothing was entered.  A packet larger than the limit of bytes is let through while
+ * nothing is in flight, since it would never go otherwise. */
+CPS_MUST_CHECK enum cps_status cps_window_push(cps_window *window, uint64_t position, uint64_t end,
+                                               uint32_t packet_bytes, uint64_t now_ms, uint16_t *packet_id);
+
+/* Enter a record that was acknowledged before and is not sent: it is done from the start.
+ * CPS_FULL: no free entry (the limits of messages and bytes in flight do not matter). */
+CPS_MUST_CHECK enum cps_status cps_window_skip(cps_window *window, uint64_t position, uint64_t end);
+
+/* Enter a stretch of the log in which there is nothing to send (lost on the disk, and counted there): the head passes over
+ * it in its turn, and it counts as nothing.  CPS_FULL: no free entry. */
+CPS_MUST_CHECK enum cps_status cps_window_pass(cps_window *window, uint64_t position, uint64_t end);
+
+/* Settle the record that was sent with `packet_id` and tell which one that was.
+ * CPS_UNKNOWN: no such id is in flight; counted, the out-pointers are not written. */
+CPS_MUST_CHECK enum cps_status cps_window_ack(cps_window *window, uint16_t packet_id, uint64_t *position,
+                                              uint64_t *end);
+
+/* The end of the last record up to which everything entered since the last restart is done.
+ * CPS_EMPTY: nothing was settled from the front since then. */
+CPS_MUST_CHECK enum cps_status cps_window_head(const cps_window *window, uint64_t *head);
+
+/* The connection is gone: nothing is in flight any more.  Records that were acknowledged behind a gap are remembered,
+ * together with those remembered earlier that the head has not passed.  Sending is expected to start again at the
+ * oldest unsettled record. */
+void cps_window_restart(cps_window *window);
+
+/* Was the record at `position` acknowledged before the last restart, behind a gap?  Constant time while positions rise
+ * from call to call; right for any order.  Forgets nothing. */
+bool cps_window_was_acked(cps_window *window, uint64_t position);
+
+/* Records below `position` will not be asked for again (dropped or settled otherwise). */
+void cps_window_forget_below(cps_window *window, uint64_t position);
+
+/* Acknowledged records that the head has passed, and the bytes of the log that they took; both since _open. */
+void cps_window_settled(const cps_window *window, uint64_t *messages, uint64_t *span_bytes);
+
+uint32_t cps_window_inflight_messages(const cps_window *window); /* sent and not acknowledged */
+uint64_t cps_window_inflight_bytes(const cps_window *window);    /* their packets on the wire */
+uint64_t cps_window_unknown_acks(const cps_window *window);      /* since _open */
+uint32_t cps_window_remembered(const cps_window *window);        /* positions remembered over restarts */
+
+/* The oldest record in flight and the time that was given to its _push.  CPS_EMPTY: nothing is in flight. */
+CPS_MUST_CHECK enum cps_status cps_window_oldest(const cps_window *window, uint64_t *position, uint64_t *sent_ms);
+
+/* End the process if an invariant is broken.  Walks everything: for tests. */
+void cps_window_check(const cps_window *window);
+
+#endif

@@ -1,0 +1,88 @@
+"""Builds ``cloudpubsub._spool`` and ``cloudpubsub._link``: thin Cython faces over a C core that knows no Python.
+
+The core is a static library of its own, so that ``CLOUDPUBSUB_STRICT=1`` (what ``make lint`` and CI set) can turn every
+warning in it into an error without touching the C that Cython writes.  What users build has no warning flags: a new
+compiler must not break an old release.  There is no ``-march``: one build runs on every machine of its architecture.
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CORE = (
+    "cloudpubsub/_ring.c",
+    "cloudpubsub/_segment.c",
+    "cloudpubsub/_segment_read.c",
+    "cloudpubsub/_store.c",
+    "cloudpubsub/_log.c",
+    "cloudpubsub/_log_read.c",
+    "cloudpubsub/_log_write.c",
+    "cloudpubsub/_flusher.c",
+    "cloudpubsub/_wire.c",
+    "cloudpubsub/_window.c",
+    "cloudpubsub/_io.c",
+    "cloudpubsub/_crc32c.c",
+    "cloudpubsub/_meta.c",
+    "cloudpubsub/_home.c",
+)
+HEADERS = (
+    "cloudpubsub/_bytes.h",
+    "cloudpubsub/_crc32c.h",
+    "cloudpubsub/_home.h",
+    "cloudpubsub/_io.h",
+    "cloudpubsub/_log.h",
+    "cloudpubsub/_log_inside.h",
+    "cloudpubsub/_meta.h",
+    "cloudpubsub/_record.h",
+    "cloudpubsub/_ring.h",
+    "cloudpubsub/_segment.h",
+    "cloudpubsub/_segment_bytes.h",
+    "cloudpubsub/_shared.h",
+    "cloudpubsub/_status.h",
+    "cloudpubsub/_store.h",
+    "cloudpubsub/_window.h",
+    "cloudpubsub/_wire.h",
+)
+
+FLAGS = ["-O2", "-std=c11", "-pthread", "-fvisibility=hidden"]
+STRICT_FLAGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
+
+core_flags = FLAGS + (STRICT_FLAGS if os.environ.get("CLOUDPUBSUB_STRICT") == "1" else [])
+
+core = (
+    "cps_core",
+    {
+        "sources": list(CORE),
+        "include_dirs": ["cloudpubsub"],
+        "cflags": core_flags,
+        # Any header may matter to any source: an edit of one rebuilds them all, which takes a few seconds.
+        "obj_deps": {"": list(HEADERS)},
+    },
+)
+
+# Each links the part of the library that it uses: _spool the log, _link the wire; _link reaches the log through _spool.
+extensions = [
+    Extension(
+        f"cloudpubsub.{name}",
+        [f"cloudpubsub/{name}.pyx"],
+        include_dirs=["cloudpubsub"],
+        depends=[*CORE, *HEADERS, "cloudpubsub/_core.pxd", "cloudpubsub/_spool.pxd"],
+        extra_compile_args=FLAGS,
+        extra_link_args=["-pthread"],
+    )
+    for name in ("_spool", "_link")
+]
+
+setup(
+    libraries=[core],
+    ext_modules=cythonize(
+        extensions,
+        compiler_directives={
+            "language_level": 3,
+            # Docstrings with signatures, so that help() and inspect show the arguments.
+            "embedsignature": True,
+            "binding": True,
+        },
+    ),
+)
