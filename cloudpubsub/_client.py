@@ -34,6 +34,9 @@ _REFUSED_POSITION = 1 << 63
 _DRAIN_SLICE_S = 0.1
 _DRAIN_STALL_S = 2.0  # at close, give up on a link that acknowledges nothing for so long
 _DRAIN_WITH_SPOOL_S = 1.0  # what is not sent then is safe on the disk
+_DRAIN_WITHOUT_SPOOL = 0.7  # of the time that close() may take: what is not sent then is lost
+_REASON_MAX = 1_000
+_DEAD_LETTERS_BYTES = 1 << 20
 
 
 class Client:
@@ -84,12 +87,20 @@ class Client:
             sync_interval=options.sync_interval,
             max_payload_bytes=options.max_payload_bytes,
         )
+        try:
+            self._make_threads(options)
+        except BaseException:
+            self._log.close(1.0)
+            raise
+        register(self)
+
+    def _make_threads(self, options: Options) -> None:
         #: What opening the spool found.
         self.recovery: Recovery = recovery_of(self._log)
         self._pid = os.getpid()
         self._append = self._log.append
         self._matcher: Matcher[Handler] = Matcher()
-        self._dead_letters = DeadLetters(options.spool)
+        self._dead_letters = DeadLetters(options.spool, min(_DEAD_LETTERS_BYTES, options.max_spool_bytes // 16))
         self._dispatcher = Dispatcher(
             options.handler_queue,
             handler_retries=options.handler_retries,
@@ -105,9 +116,11 @@ class Client:
         self._started = False
         self._subscriber_started = False
         self._closed = False
+        self._unsaved = 0
         self._last_stats: Stats | None = None
         self._losses_told = self._lost()
-        register(self)
+        # Set when close() is through, for whoever called it a second time.
+        self._all_over = threading.Event()
 
     # ---- life ----
 
@@ -119,6 +132,8 @@ class Client:
         """
         self._check_open()
         with self._lock:
+            if self._closed:
+                raise ClosedError("the client is closed")
             if self._started:
                 return
             self._started = True
@@ -143,50 +158,67 @@ class Client:
     def close(self, timeout: float = 10.0) -> int:
         """Send what can be sent, save the rest to the spool, and end all threads within `timeout` seconds.
 
-        Idempotent.
+        With a live link, messages are sent for up to a second.  Whatever is then not acknowledged is on the disk and is
+        sent after the next start.  Without a spool there is no next start: then it waits for most of `timeout`, also
+        for a link to come.  The handler that runs may end, and its message is acknowledged; no other is called.
 
-        With a live link, messages are sent for up to a second (without a spool: for most of `timeout`).  Whatever is
-        then not acknowledged is on the disk and is sent after the next start.  Returns how many messages could not be
-        saved: 0 unless there is no spool, or the disk fails or hangs.
+        Returns how many messages could not be saved: 0 unless there is no spool, or the disk fails or hangs.  A second
+        call waits for the first and returns the same.  Raises WrongThreadError in a handler or callback.
         """
         if self._pid != os.getpid():
             return 0  # a forked child holds nothing
         if self._dispatcher.is_current_thread():
             raise WrongThreadError("close() waits for the handlers, so a handler or callback cannot call it")
         with self._lock:
-            if self._closed:
-                return 0
-            self._closed = True
-        unregister(self)
+            is_first, self._closed = not self._closed, True
+        if not is_first:
+            self._all_over.wait(max(0.0, timeout))
+            return self._unsaved
         deadline_s = time.monotonic() + max(0.0, timeout)
-        self._log.shut()
-        with_spool = self.options.spool is not None
-        self._drain(min(_DRAIN_WITH_SPOOL_S, timeout / 4) if with_spool else timeout * 0.7)
 
         def share(part: float) -> float:
             return max(0.0, deadline_s - time.monotonic()) * part
 
-        self._publisher.stop(share(0.3))
-        self._subscriber.stop(share(0.3))
-        self._publisher.report_losses()
-        self._dispatcher.stop(share(0.5))
-        self._subscriber.close(0.0)
-        self._last_stats = self._read_stats()
-        return self._log.close(share(0.95))
+        try:
+            self._log.shut()
+            self._drain(timeout)
+            self._publisher.stop(share(0.3))
+            # In this order, so that the message of the last handler is acknowledged.
+            self._dispatcher.end_deliveries(share(0.3))
+            self._subscriber.stop(share(0.3))
+            self._publisher.report_losses()
+            self._dispatcher.stop(share(0.5))
+            self._last_stats = self._read_stats()
+        finally:
+            # Whatever interrupts the above (Ctrl-C): the ring goes to the disk.
+            self._unsaved = self._log.close(share(0.95))
+            unregister(self)
+            self._all_over.set()
+        return self._unsaved
 
-    def _drain(self, limit_s: float) -> None:
-        deadline_s = time.monotonic() + limit_s
+    def _drain(self, timeout_s: float) -> None:
+        """Let the publisher send on for a while."""
+        with_spool = self.options.spool is not None
+        limit_s = min(_DRAIN_WITH_SPOOL_S, timeout_s / 4) if with_spool else timeout_s * _DRAIN_WITHOUT_SPOOL
         last, moved_s = -1, time.monotonic()
-        while self._publisher.is_up and (now_s := time.monotonic()) < deadline_s:
+        deadline_s = moved_s + limit_s
+        while self._publisher.is_alive and (now_s := time.monotonic()) < deadline_s:
             self._publisher.acked.clear()
             stats = self._log.stats()
-            if stats["backlog_messages"] == 0:
+            if stats["backlog_messages"] == 0 or (with_spool and not self._publisher.is_up):
                 return
-            if stats["head"] != last:
+            if stats["head"] != last or not self._publisher.is_up:
                 last, moved_s = stats["head"], now_s
             elif now_s - moved_s > _DRAIN_STALL_S:
                 return
             self._publisher.acked.wait(min(_DRAIN_SLICE_S, deadline_s - now_s))
+
+    def _let_go(self) -> None:
+        """In a forked child: close the inherited sockets, so that the broker sees it when the parent ends."""
+        for connection in (self._publisher, self._subscriber):
+            control = connection._control
+            if control is not None and control.tap is not None:
+                control.tap.sock.close()
 
     def __enter__(self) -> Client:
         self.start()
@@ -276,6 +308,9 @@ class Client:
         made again after every reconnect.  Several handlers may have the same filter.  A handler that raises is called
         again up to `handler_retries` times, then `on_handler_failure` decides.
 
+        Subscribe before `start` to whatever a session that the broker kept may bring: it comes as soon as the
+        connection is there, and what matches no handler then is acknowledged and gone.
+
         Raises TopicError for a filter that MQTT does not allow, ClosedError, ForkedError.
         """
         self._check_open()
@@ -289,16 +324,19 @@ class Client:
     def unsubscribe(self, topic_filter: str, handler: Handler | None = None) -> None:
         """Take back `handler`, or all of them, from a filter; the last one ends the subscription.
 
-        Raises KeyError if there is no such subscription.
+        It is not called any more for messages whose turn comes after this.  Raises KeyError if there is no such
+        subscription, ClosedError, ForkedError.
         """
         self._check_open()
+        if not self._matcher.has(topic_filter, handler):
+            raise KeyError(topic_filter)
         if self._matcher.remove(topic_filter, handler):
             self._subscriber.unsubscribe(topic_filter)
 
     def wait_subscribed(self, timeout: float | None = None) -> None:
-        """Wait until the broker has answered every subscription made so far on the present connection.
+        """Wait until the broker has answered every subscription made so far, on the present or the next connection.
 
-        Raises WaitTimeout; TopicError if the broker refused one.
+        Raises WaitTimeout; TopicError if the broker refused one; ClosedError if the client closes first.
         """
         self._check_thread("wait_subscribed")
         if not self._subscriber.wait_subscribed(timeout):
@@ -311,9 +349,13 @@ class Client:
 
     def stats(self) -> Stats:
         """Counters and state now; after `close`, as they were then.  Costs a few microseconds."""
-        if self._last_stats is not None:
-            return self._last_stats
-        return self._read_stats()
+        try:
+            return self._last_stats or self._read_stats()
+        except ClosedError:
+            last = self._last_stats
+            if last is None:
+                raise
+            return last  # closed in between
 
     def _read_stats(self) -> Stats:
         s = self._log.stats()
@@ -369,10 +411,13 @@ class Client:
         self._subscriber.wake()
 
     def _handler_failed(self, message: Message, error: BaseException | None) -> None:
-        reason = f"handler raised {type(error).__name__}: {error}" if error is not None else "handler failed"
+        try:
+            reason = f"handler raised {type(error).__name__}: {error}"[:_REASON_MAX]
+        except Exception:  # its __str__ is user code too
+            reason = f"handler raised {type(error).__name__}"
         self._dead_letters.add(message, reason)
         if self.options.on_dead_letter is not None:
-            self.options.on_dead_letter(message, reason)
+            self._dispatcher.call(self.options.on_dead_letter, message, reason)
 
     # ---- checks ----
 
@@ -383,6 +428,6 @@ class Client:
             raise ClosedError("the client is closed")
 
     def _check_thread(self, method: str) -> None:
+        self._check_open()
         if self._dispatcher.is_current_thread():
             raise WrongThreadError(f"{method}() cannot be called by a handler or callback: it would wait for itself")
-        self._check_open()

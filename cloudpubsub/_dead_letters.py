@@ -1,8 +1,9 @@
 """Messages that were given up, kept in a bounded file where a person can look at them.
 
-One JSON object a line: `{"topic", "payload" (base64), "reason", "time" (seconds since 1970)}`.  When the file has
-reached its size it becomes `….1`, replacing the one before; so at most twice the size is kept.  Without a directory the
-latest are kept in memory.
+One JSON object a line: `{"topic", "payload" (base64), "payload_bytes", "reason", "time" (seconds since 1970)}`.  When
+the file has reached its size it becomes `….1`, replacing the one before; so at most twice the size is kept.  Of a
+message that is too large for a file, only the beginning of the payload is kept (`payload_bytes` tells).  Without a
+directory, or where the disk refuses, the latest are kept in memory, up to the same size.
 """
 
 from __future__ import annotations
@@ -22,48 +23,70 @@ from cloudpubsub._report import RateLimitedLog
 __all__ = ["DeadLetters"]
 
 _FILE_BYTES = 1 << 20
-_KEPT_IN_MEMORY = 100
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_REASON_MAX = 1_000
 
 
 class DeadLetters:
     """Bounded store of dead letters.  Any thread; `add` writes to the disk when there is a directory."""
 
     def __init__(self, directory: str | os.PathLike[str] | None, file_bytes: int = _FILE_BYTES) -> None:
-        self._path = None if directory is None else Path(directory) / "dead-letters.jsonl"
+        # An absolute path: the program may change its directory.
+        self._path = None if directory is None else Path(directory).absolute() / "dead-letters.jsonl"
         self._file_bytes = file_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards everything below and the file
         self._log = RateLimitedLog(logging.getLogger("cloudpubsub"))
+        self._lines_bytes = 0
+        #: Messages added, whatever became of them.
         self.count = 0
-        self.latest: deque[tuple[Message, str]] = deque(maxlen=_KEPT_IN_MEMORY)
+        #: Lines that are in no file.
+        self.lines: deque[bytes] = deque()
 
     def add(self, message: Message, reason: str) -> None:
         """Keep `message`.  A disk that refuses is logged: the message is then in memory alone."""
-        line = json.dumps(
-            {
-                "topic": message.topic,
-                "payload": base64.b64encode(message.payload).decode(),
-                "reason": reason,
-                "time": round(time.time(), 3),
-            }
-        )
+        line = self._line(message, reason[:_REASON_MAX])
         with self._lock:
             self.count += 1
-            self.latest.append((message, reason))
-            if self._path is None:
-                return
-            try:
-                self._append(self._path, line.encode() + b"\n")
-            except OSError as exc:
-                self._log.log(logging.ERROR, "dead letter", "a dead letter cannot be written: %s", exc)
+            if self._path is not None:
+                try:
+                    self._append(self._path, line)
+                    return
+                except OSError as exc:
+                    self._log.log(logging.ERROR, "dead letter", "a dead letter cannot be written: %s", exc)
+            self.lines.append(line)
+            self._lines_bytes += len(line)
+            while self._lines_bytes > self._file_bytes:
+                self._lines_bytes -= len(self.lines.popleft())
+
+    def _line(self, message: Message, reason: str) -> bytes:
+        # base64 makes 4 of 3, and in JSON a byte of the topic can become 6.
+        room = max(0, (self._file_bytes - 1_024 - 6 * len(message.topic) - 6 * len(reason)) // 4 * 3)
+        letter = {
+            "topic": message.topic,
+            "payload": base64.b64encode(message.payload[:room]).decode(),
+            "payload_bytes": len(message.payload),
+            "reason": reason,
+            "time": round(time.time(), 3),
+        }
+        return json.dumps(letter).encode() + b"\n"
 
     def _append(self, path: Path, line: bytes) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            size = os.fstat(fd).st_size
-            if size > 0 and size + len(line) > self._file_bytes:
-                os.replace(path, f"{path}.1")
-                os.close(fd)
-                fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.write(fd, line)
+            size = os.stat(path, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            size = 0
+        if size > 0 and size + len(line) > self._file_bytes:
+            os.replace(path, f"{path}.1")
+            size = 0
+        fd = os.open(path, _FLAGS, 0o600)
+        try:
+            try:
+                written = 0
+                while written < len(line):
+                    written += os.write(fd, line[written:])
+            except OSError:
+                # Half a line would spoil the next one.
+                os.ftruncate(fd, size)
+                raise
         finally:
             os.close(fd)

@@ -22,6 +22,8 @@ from cloudpubsub._report import DropReports, RateLimitedLog
 __all__ = ["Call", "CallEach", "Deliver", "Dispatcher", "Outcome", "Work"]
 
 _RETRY_DELAY_MAX_S = 2.0
+_WEIGHT_BYTES = 4096  # of payload that count as one message
+_ALWAYS_MAX = 1_000  # changes of state that may wait beyond the capacity
 
 
 class Outcome(Enum):
@@ -31,7 +33,8 @@ class Outcome(Enum):
     DONE = "done"
     #: A handler raised at the first try and at every further one.
     FAILED = "failed"
-    #: The dispatcher stopped first: some handler was not called, or not to its end.  Not to be acknowledged.
+    #: Some handler was not called, or not to its end: the dispatcher stopped first, or `begin` said that nobody wants
+    #: the message any more.  Not to be acknowledged.
     ABANDONED = "abandoned"
 
 
@@ -63,11 +66,11 @@ class Deliver:
     A handler that raises is tried again, the others are not.  `done(delivery)` is called once for every delivery that
     `put` accepted, on the dispatcher thread and in the order in which they were accepted; only what a `stop` that ran
     out of time abandons is reported on the thread that stopped.  It must be quick.  `error` is the last exception that
-    a handler raised.
+    a handler raised.  So that large messages in the queue cannot take all memory, each 4 KiB of payload weigh as much
+    as a message.
     """
 
-    __slots__ = ("done", "error", "handlers", "message", "outcome")
-    weight = 1
+    __slots__ = ("done", "error", "handlers", "message", "outcome", "weight")
 
     def __init__(
         self,
@@ -80,6 +83,11 @@ class Deliver:
         self.done = done
         self.outcome = Outcome.ABANDONED
         self.error: BaseException | None = None
+        self.weight = 1 + len(message.payload) // _WEIGHT_BYTES
+
+    def begin(self) -> Sequence[Callable[[Message], object]] | None:
+        """On the dispatcher thread, when the turn of this message has come: its handlers, or None to abandon it."""
+        return self.handlers
 
 
 Work = Call | CallEach | Deliver
@@ -89,7 +97,7 @@ class Dispatcher:
     """A bounded queue and the daemon thread that works it off.
 
     Args:
-        capacity: Messages and callbacks that may wait; `put` accepts while fewer do.
+        capacity: Messages and callbacks that may wait, by weight; `put` accepts while fewer do.
         handler_retries: Further tries for a handler that raised.
         on_drop: Gets the reports of `report_drop`.
         on_room: Called (on the dispatcher thread) when a `put` was refused and the queue is half empty again; for
@@ -125,15 +133,16 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # the dispatcher thread
         self._room = threading.Condition(self._lock)  # put() with a timeout
-        self._idle = threading.Condition(self._lock)  # wait_idle()
+        self._idle = threading.Condition(self._lock)  # wait_idle() and end_deliveries()
         self._queue: deque[Work] = deque()
         self._load = 0  # sum of the weights in the queue
         self._refused = False  # since on_room was last called
         self._busy = False
+        self._delivering = False
         self._stopping = False
         self._deadline_s: float | None = None  # with _stopping: the end of the time for callbacks
         self._started = False
-        # Set beside _stopping, for a retry that sleeps without the lock.
+        # No handler is called any more; also wakes a retry, which sleeps without the lock.
         self._interrupt = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         #: Exceptions out of handlers (each try counts) and out of callbacks.
@@ -182,12 +191,24 @@ class Dispatcher:
             return True
 
     def put_always(self, item: Call) -> None:
-        """Queue a rare item (a change of state) even when the queue is full; dropped only when the dispatcher stops."""
+        """Queue a rare item (a change of state) even when the queue is full.
+
+        Dropped when the dispatcher stops, and, with a note in the log, behind a handler that has been hanging for a
+        thousand of them.
+        """
         with self._lock:
-            if not self._stopping:
+            if self._stopping:
+                return
+            if self._load < self._capacity + _ALWAYS_MAX:
                 self._queue.append(item)
                 self._load += item.weight
                 self._work.notify()
+                return
+        self._log.log(logging.ERROR, "always", "the handlers hang: a call of %s was dropped", _name(item.fn))
+
+    def call(self, fn: Callable[..., object], *args: object) -> None:
+        """Run a callback at once; for use on the dispatcher thread.  What it raises is logged and counted."""
+        self._call(fn, args)
 
     def report_drop(self, drop: Drop) -> None:
         """Queue a report for `on_drop`, always, in bounded memory: see `DropReports`.  Never blocks for long."""
@@ -203,6 +224,18 @@ class Dispatcher:
             raise WrongThreadError("a handler or callback cannot wait for the handlers to finish")
         with self._lock:
             return self._idle.wait_for(lambda: not (self._busy or self._queue or len(self._drops)), timeout_s)
+
+    def end_deliveries(self, timeout_s: float = 5.0) -> bool:
+        """Call no handler any more: the one that runs may end, a retry gives up, all other deliveries are abandoned.
+
+        Callbacks go on.  Waits for the handler that runs, at most `timeout_s` seconds; returns whether it ended.
+        Raises WrongThreadError on the dispatcher thread.
+        """
+        if self.is_current_thread():
+            raise WrongThreadError("a handler or callback cannot wait for the handlers to finish")
+        with self._lock:
+            self._interrupt.set()
+            return self._idle.wait_for(lambda: not self._delivering, timeout_s)
 
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Accept nothing more, finish, and end the thread.  Returns whether it ended within `timeout_s` seconds.
@@ -235,6 +268,9 @@ class Dispatcher:
         while True:
             with self._lock:
                 self._busy = False
+                if self._delivering:
+                    self._delivering = False
+                    self._idle.notify_all()
                 while not (self._queue or len(self._drops) or self._stopping):
                     self._idle.notify_all()
                     self._work.wait()
@@ -242,6 +278,7 @@ class Dispatcher:
                     break
                 self._busy = True
                 item = self._queue.popleft() if self._queue else None
+                self._delivering = isinstance(item, Deliver)
                 has_room = self._took(item) if item is not None else False
             if has_room and self._on_room is not None:
                 self._call(self._on_room, ())
@@ -284,7 +321,13 @@ class Dispatcher:
 
     def _work_off(self, item: Work) -> None:
         if isinstance(item, Deliver):
-            item.outcome = self._deliver(item)
+            try:
+                item.outcome = self._deliver(item)
+            except BaseException as exc:
+                # Out of `begin`: handlers are compared there, which is user code too.
+                self.handler_errors += 1
+                item.outcome, item.error = Outcome.FAILED, exc
+                self._log.log(logging.ERROR, "begin", "the handlers of a message cannot be told", exc_info=exc)
             self._call(item.done, (item,))
         elif isinstance(item, CallEach):
             for value in item.values:
@@ -295,8 +338,14 @@ class Dispatcher:
             self._call(item.fn, item.args)
 
     def _deliver(self, item: Deliver) -> Outcome:
+        # Also where there is no handler: nothing may be acknowledged behind a message that was abandoned.
+        if self._interrupt.is_set():
+            return Outcome.ABANDONED
+        handlers = item.begin()
+        if handlers is None:
+            return Outcome.ABANDONED
         outcome = Outcome.DONE
-        for handler in item.handlers:
+        for handler in handlers:
             if self._interrupt.is_set():
                 return Outcome.ABANDONED
             ended = self._try_handler(handler, item)

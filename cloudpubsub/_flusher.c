@@ -53,7 +53,6 @@ static void give_up(cps_log *log, cps_segment *segment) {
  * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file. */
 static void take_back(cps_log *log, cps_segment *segment) {
     uint64_t end = segment->synced_end;
-    CPS_ASSERT(cps_ring_low(log->ring) <= end || end <= log->settled.head);
     while (log->store.last != segment) cps_log_retire(log, log->store.last);
     log->store.messages -= segment->messages - segment->synced_messages;
     segment->messages = segment->synced_messages;
@@ -82,8 +81,11 @@ static bool sync_segment(cps_log *log, cps_segment *segment) {
     log->syncs++;
     if (status != CPS_OK) {
         storage_failed(log, segment->error);
-        /* Without anything unsynced only its footer failed, and nothing behind it may be given up. */
-        if (is_power(log) && !segment->retired && segment->synced_end < end) take_back(log, segment);
+        /* Without anything unsynced only its footer failed, and nothing behind it may be given up.  What an earlier
+         * process wrote is not in the ring: it stays where it is, readable but never known to be durable. */
+        uint64_t from = segment->synced_end > log->settled.head ? segment->synced_end : log->settled.head;
+        bool in_ring = is_power(log) && cps_ring_low(log->ring) <= from;
+        if (in_ring && !segment->retired && segment->synced_end < end) take_back(log, segment);
         give_up(log, segment);
     } else {
         segment->synced_end = end;
@@ -419,7 +421,8 @@ static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
     if (!works && (waiting || now < log->retry_at_ms)) deadline = log->retry_at_ms;
     if (works && log->offline_due_ms != 0 && waiting) deadline = earlier(deadline, log->offline_due_ms);
     if (log->sync_due_ms != 0) deadline = earlier(deadline, log->sync_due_ms);
-    if (checkpoint_wanted(log)) deadline = earlier(deadline, log->checkpoint_due_ms);
+    log->checkpoint_timed = checkpoint_wanted(log);
+    if (log->checkpoint_timed) deadline = earlier(deadline, log->checkpoint_due_ms);
     for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
         if (s->full && !s->sealed && s->poison == CPS_OK && s->synced_end < s->end)
             deadline = earlier(deadline, s->unsynced_since_ms + log->config.seal_after_ms);
@@ -452,8 +455,9 @@ void *cps_flusher_run(void *argument) {
         if (due_for_sync(log, now, wants_sync(log)) != NULL && (sync_due(log) || !log->closing)) continue;
         if (remove_one(log)) continue;
         if (log->closing) break;
+        /* Each of these lets the lock go, so it ends the round: only a look that was not interrupted may end in sleep. */
         if (checkpoint_wanted(log) && now >= log->checkpoint_due_ms) checkpoint(log, now);
-        if (log->unlinked) sync_removals(log);
+        else if (log->unlinked) sync_removals(log);
         else if (reservation_short(log, now)) reserve(log, now);
         else sleep_until_needed(log, now);
     }

@@ -235,6 +235,11 @@ static uint64_t system_monotonic_ms(void *context) {
     return clock_ms(CLOCK_MONOTONIC);
 }
 
+static uint64_t system_tick_ms(void *context) {
+    (void)context;
+    return clock_ms(CLOCK_MONOTONIC_COARSE);
+}
+
 static uint64_t system_boottime_ms(void *context) {
     (void)context;
     return clock_ms(CLOCK_BOOTTIME);
@@ -299,6 +304,7 @@ static const cps_io system_io = {
     .populate = system_populate,
     .forget = system_forget,
     .monotonic_ms = system_monotonic_ms,
+    .tick_ms = system_tick_ms,
     .boottime_ms = system_boottime_ms,
     .wall_ms = system_wall_ms,
     .boot_id = system_boot_id,

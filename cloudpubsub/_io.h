@@ -74,6 +74,7 @@ struct cps_io {
     void (*forget)(void *context, const uint8_t *bytes, size_t size);
 
     uint64_t (*monotonic_ms)(void *context); /* for time limits; stops while the machine sleeps */
+    uint64_t (*tick_ms)(void *context);      /* the same, a few milliseconds late and five times cheaper */
     uint64_t (*boottime_ms)(void *context);  /* for age; goes on while the machine sleeps */
     uint64_t (*wall_ms)(void *context);      /* since 1970; may jump; only ever shown, never compared */
     void (*boot_id)(void *context, uint8_t id[16]); /* zeros where the system has none */

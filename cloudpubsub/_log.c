@@ -304,7 +304,7 @@ void cps_log_shut(cps_log *log) {
     (void)pthread_mutex_unlock(&log->lock);
 }
 
-void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
+bool cps_log_finish(cps_log *log, uint64_t timeout_ms) {
     uint64_t deadline = cps_log_after(log, timeout_ms);
     cps_log_shut(log);
     (void)pthread_mutex_lock(&log->lock);
@@ -316,6 +316,14 @@ void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
     while (log->flusher_runs && !log->stopped)
         if (!cps_log_timed_wait(log, &log->settled_moved, deadline)) break;
     bool finished = !log->flusher_runs || log->stopped;
+    (void)pthread_mutex_unlock(&log->lock);
+    return finished;
+}
+
+void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
+    bool finished = cps_log_finish(log, timeout_ms);
+    (void)pthread_mutex_lock(&log->lock);
+    if (!finished) log->config.notify = NULL; /* whom it would tell is gone when we return */
     *unsaved = count_ring(log);
     (void)pthread_mutex_unlock(&log->lock);
     if (!finished) {

@@ -118,6 +118,10 @@ CPS_MUST_CHECK enum cps_status cps_log_open(const cps_log_config *config, cps_lo
  * is left to the flusher.  No other call may be in progress (cps_log_shut first). */
 void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved);
 
+/* The first part of cps_log_close, for a last look at losses and statistics before the log is gone.  False: the disk
+ * hangs; only cps_log_close may be called then. */
+bool cps_log_finish(cps_log *log, uint64_t timeout_ms);
+
 /* Refuse new records and end all waits with CPS_CLOSED; the reader goes on. */
 void cps_log_shut(cps_log *log);
 

@@ -29,6 +29,8 @@ struct cps_log {
     cps_home home;
     cps_ring *ring;
     uint32_t epoch;
+    _Atomic uint64_t stamp_tick_ms; /* see stamp_now in _log_write.c */
+    _Atomic uint64_t stamp_ms;
 
     pthread_mutex_t lock; /* guards everything below but what is said to be somebody's own */
     pthread_cond_t work;    /* the flusher waits for something to do */
@@ -57,6 +59,7 @@ struct cps_log {
     uint64_t offline_due_ms; /* when what the ring holds is to be spilled for want of a link; 0: not set */
     uint64_t sync_due_ms;    /* power mode: next group commit; 0: nothing to commit */
     uint64_t checkpoint_due_ms;
+    bool checkpoint_timed; /* the flusher will look at the cursor by itself */
     uint64_t checkpoint_head;
     cps_meta meta; /* the flusher's own while it runs */
     uint64_t reserved_end; /* positions below it may be issued */
@@ -102,6 +105,7 @@ void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages,
 uint64_t cps_log_synced(const cps_log *log);
 bool cps_log_drop_segment(cps_log *log); /* oldest one with nothing in flight; false: there is none */
 void cps_log_retire(cps_log *log, cps_segment *segment); /* out of the log; the flusher removes it when nobody holds it */
+void cps_log_leave_segment(cps_log *log); /* the reader's; lets the lock go */
 bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal` will never be synced */
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */

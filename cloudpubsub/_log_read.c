@@ -2,7 +2,7 @@
 #include "_log_inside.h"
 
 /* The reader leaves the segment that it holds.  With the lock held, but for the unmapping. */
-static void leave_segment(cps_log *log) {
+void cps_log_leave_segment(cps_log *log) {
     cps_segment *segment = log->reading;
     if (segment == NULL) return;
     log->reading = NULL;
@@ -22,7 +22,7 @@ static cps_segment *hold(cps_log *log, uint64_t *position) {
         if (*position < log->settled.spilled) segment = cps_store_find(&log->store, *position);
         if (segment == log->reading) return segment;
         if (segment != NULL) segment->users++; /* before the lock is let go */
-        leave_segment(log);
+        cps_log_leave_segment(log);
         log->reading = segment;
     }
 }
@@ -135,7 +135,7 @@ bool cps_log_arm(cps_log *log) {
 
 void cps_log_rewind(cps_log *log) {
     (void)pthread_mutex_lock(&log->lock);
-    leave_segment(log); /* without a link nobody reads for long; a dropped file must not wait for that */
+    cps_log_leave_segment(log); /* without a link nobody reads for long; a dropped file must not wait for that */
     log->sent = log->settled.head;
     if (log->storage == CPS_STORAGE_FULL) { /* what was in flight may be dropped now, where that is the policy */
         log->retry_at_ms = 0;
@@ -186,8 +186,9 @@ enum cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record
     enum cps_status status = find(log, position, record, &span);
     if (status == CPS_OK && log->reading == NULL) {
         /* From the ring, where the flusher may free its place at any moment: a copy. */
-        status = cps_scratch_grow(&log->scratch, record->length_bytes);
-        if (status == CPS_OK) span.bytes = memcpy(log->scratch.bytes, span.bytes, record->length_bytes);
+        size_t whole = (size_t)cps_record_span(record->length_bytes);
+        status = cps_scratch_grow(&log->scratch, whole);
+        if (status == CPS_OK) span.bytes = memcpy(log->scratch.bytes, span.bytes, whole);
     }
     *at = span.bytes;
     (void)pthread_mutex_unlock(&log->lock);

@@ -58,6 +58,16 @@ static void balance(cps_log *log, const cps_produced *produced) {
     if (lost > 0) cps_log_lose(log, s->head, s->head, lost, lost_bytes, CPS_REASON_DAMAGED);
 }
 
+/* The first position at or above `from` that is on the disk and may not survive a power cut; where the ring begins, if
+ * there is none. */
+static uint64_t first_unsynced(const cps_log *log, uint64_t from) {
+    for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
+        if (s->synced_end < s->end && s->end > from) return s->synced_end > from ? s->synced_end : from;
+    return cps_log_low(log);
+}
+
+uint64_t cps_log_synced(const cps_log *log) { return first_unsynced(log, log->settled.head); }
+
 void cps_log_commit(cps_log *log) {
     cps_produced produced;
     cps_settled *s = &log->settled;
@@ -66,8 +76,9 @@ void cps_log_commit(cps_log *log) {
     cps_shared_commit_settled(log->home.shared, s);
     uint64_t keep = cps_log_low(log);
     if (log->config.durability == CPS_DURABILITY_POWER && log->has_store) {
-        uint64_t synced = cps_log_synced(log);
-        if (synced < keep) keep = synced > s->head ? synced : s->head;
+        /* What an earlier process wrote, or a failed file holds, is not in the ring and needs no place there. */
+        uint64_t held = cps_ring_low(log->ring) > s->head ? cps_ring_low(log->ring) : s->head;
+        keep = first_unsynced(log, held);
     }
     cps_ring_release(log->ring, keep);
     if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
@@ -107,12 +118,6 @@ void cps_log_retire(cps_log *log, cps_segment *segment) {
     (void)pthread_cond_signal(&log->work);
 }
 
-uint64_t cps_log_synced(const cps_log *log) {
-    for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
-        if (s->synced_end < s->end && s->end > log->settled.head)
-            return s->synced_end > log->settled.head ? s->synced_end : log->settled.head;
-    return cps_log_low(log);
-}
 
 static void merge(cps_loss *into, const cps_loss *loss) {
     if (loss->first < into->first) into->first = loss->first;
@@ -239,11 +244,25 @@ static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *me
     return CPS_DROPPED;
 }
 
+/* When a message is published: CLOCK_BOOTTIME, read anew only when the kernel's tick has moved, since reading it costs as
+ * much as all the rest of an append.  As old as a tick at most; a machine that slept sees a new tick first. */
+static uint64_t stamp_now(cps_log *log) {
+    const cps_io *io = log->io;
+    uint64_t tick = io->tick_ms(io->context);
+    /* Pairs with the release below: who sees the tick sees a stamp that was read for it. */
+    if (CPS_LIKELY(atomic_load_explicit(&log->stamp_tick_ms, memory_order_acquire) == tick))
+        return atomic_load_explicit(&log->stamp_ms, memory_order_relaxed);
+    uint64_t stamp = io->boottime_ms(io->context);
+    atomic_store_explicit(&log->stamp_ms, stamp, memory_order_relaxed);
+    atomic_store_explicit(&log->stamp_tick_ms, tick, memory_order_release);
+    return stamp;
+}
+
 enum cps_status cps_log_append(cps_log *log, cps_message *message, bool try_only, uint64_t *position) {
     unsigned due = 0;
     uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
     if (log->has_store && span > log->config.segment_bytes / CPS_SEGMENT_RECORD_SHARE) return CPS_TOO_LARGE;
-    message->stamp_ms = log->io->boottime_ms(log->io->context);
+    message->stamp_ms = stamp_now(log);
     enum cps_status status = cps_ring_push(log->ring, message, try_only, position, &due);
     if (CPS_LIKELY(status == CPS_OK)) {
         if (CPS_UNLIKELY(due != 0)) wake(log, due);
@@ -286,8 +305,13 @@ void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t byt
     log->settled.head = head;
     log->settled.acked_messages += messages;
     log->settled.acked_bytes += bytes;
+    if (log->store.first != NULL && !log->checkpoint_timed) {
+        log->checkpoint_timed = true; /* one wake-up a checkpoint, not one a batch */
+        (void)pthread_cond_signal(&log->work);
+    }
     cps_log_normalise(log);
     cps_log_commit(log);
+    if (log->reading != NULL && log->reading->retired) cps_log_leave_segment(log); /* so that its file can go */
     (void)pthread_mutex_unlock(&log->lock);
 }
 

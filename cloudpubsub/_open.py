@@ -45,13 +45,15 @@ def open_log(
     Raises SpoolLockedError, IdentityError, SpoolError.  Says in the log what recovery found.
     """
     if spool is not None:
+        # An absolute path: the program may change its directory, and files are made later too.
+        spool = os.path.abspath(spool)
         try:
             Path(spool).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise SpoolError(exc.errno, f"cannot make the spool's directory: {exc.strerror}", str(spool)) from exc
     log = Log(
         directory=spool,
-        ring_directory=_ring_directory(ring_dir) if spool is not None else None,
+        ring_directory=os.path.abspath(_ring_directory(ring_dir)) if spool is not None else None,
         identity=identity,
         adopt=False,
         durability=durability,

@@ -129,10 +129,12 @@ class Options:
     clean_session: bool = setting(Flag(), None, derived=True)
     #: How often a handler that raised is called again before its message is given up.
     handler_retries: int = setting(Integer(0, 1_000), 3)
-    #: Received messages that may wait for handlers; when full, no more are read from the network.
+    #: Received messages that may wait for handlers; when full, no more are read from the network.  Each 4 KiB of
+    #: payload count as a message, so the default takes at most 4 MiB and one message.
     handler_queue: int = setting(Integer(1, 1_000_000, "messages"), 1_000)
     #: A message whose handler failed for good: "ack" keeps it in the dead-letter store and acknowledges it,
-    #: "disconnect" closes the connection so that the broker delivers it again.
+    #: "disconnect" closes the connection so that the broker delivers it again (needs a session that stays; a message of
+    #: QoS 0 is never delivered again and goes to the dead-letter store).
     on_handler_failure: Literal["ack", "disconnect"] = setting(Choice("ack", "disconnect"), "ack")
 
     #: Callbacks, run on the dispatcher thread.  A connection was made; the argument is the broker's URL.
@@ -246,6 +248,9 @@ class Options:
         if is_random and self.session_expiry > 0:
             raise OptionError("session_expiry", repr(self.session_expiry), "a session that stays needs a client_id")
         self._set("clean_session", self.session_expiry == 0)
+        if self.clean_session and self.on_handler_failure == "disconnect":
+            allowed = "without a session that stays the broker would not deliver again, and the message would be lost"
+            raise OptionError("on_handler_failure", repr(self.on_handler_failure), allowed)
 
     def credentials(self) -> tuple[str | None, str | None]:
         """User name and password for one attempt to connect.

@@ -1,14 +1,16 @@
 """paho-mqtt as the control plane: one fresh paho client per attempt to connect, behind a tap on its socket.
 
 paho opens TCP and TLS, sends CONNECT, SUBSCRIBE and DISCONNECT and reads what answers them.  The bytes of the data
-plane never pass through it: it is handed a socket-like object (its own `SocketLike` protocol) that serves it only what our
-parser set aside for it, and that lets nobody write in the middle of somebody else's packet.
+plane never pass through it: it is handed a socket-like object (its own `SocketLike` protocol) that serves it only what
+our parser set aside for it, and that lets nobody write in the middle of somebody else's packet.
 
 Everything here runs on one thread at a time: first the connector, then the owner of the connection.
 """
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import ssl
 import time
@@ -24,11 +26,16 @@ if TYPE_CHECKING:
     from cloudpubsub._address import Address
     from cloudpubsub._options import Options
 
-__all__ = ["WOULD_BLOCK", "Control", "Tap", "open_control"]
+__all__ = ["WOULD_BLOCK", "Control", "Tap", "open_control", "waits_for"]
 
 #: What a non-blocking socket, plain or TLS, raises when it can do nothing now.
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _LINGER_BYTES = 1 << 16
+
+
+def waits_for(blocked: OSError) -> int:
+    """The event after which a write that raised `blocked` can go on: TLS may have to read before it can write."""
+    return select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
 
 
 class _ClosingTLS(ssl.SSLSocket):
@@ -51,9 +58,14 @@ class Tap:
         self.control = bytearray()
         #: While a batch of the data plane is half written, paho may not write.
         self.is_writing = False
-        #: Seconds that `close` may take to read what the peer still sends, 0 without a goodbye: closing a socket with
-        #: unread bytes resets it, and the broker would lose our last packets.
+        #: The event that paho's last blocked write waits for.
+        self.waits_for = select.POLLOUT
+        #: Why paho's last write failed, of which paho says nothing.
+        self.error: OSError | None = None
+        #: Seconds that `close` may take to read what the peer still sends, 0 without a goodbye, and its end on the
+        #: monotonic clock: closing a socket with unread bytes resets it, and the broker would lose our last packets.
         self.linger_s = 0.0
+        self.linger_until_s = 0.0
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def recv(self, size: int) -> bytes:
@@ -64,9 +76,17 @@ class Tap:
         return taken
 
     def send(self, data: bytes | bytearray) -> int:
+        self.waits_for = select.POLLOUT
         if self.is_writing:
             raise BlockingIOError
-        return self.sock.send(data)
+        try:
+            return self.sock.send(data)
+        except WOULD_BLOCK as exc:
+            self.waits_for = waits_for(exc)
+            raise BlockingIOError from None
+        except OSError as exc:
+            self.error = exc
+            raise
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -85,11 +105,11 @@ class Tap:
 
     def _linger(self) -> None:
         """Say that nothing more comes, and read to the end."""
-        deadline = time.monotonic() + self.linger_s
+        deadline_s = min(time.monotonic() + self.linger_s, self.linger_until_s)
         self.linger_s = 0.0
         self.sock.shutdown(socket.SHUT_WR)
-        while (left := deadline - time.monotonic()) > 0:
-            self.sock.settimeout(left)
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self.sock.settimeout(left_s)
             # Below TLS: what it still carries does not matter any more.
             if not socket.socket.recv(self.sock, _LINGER_BYTES):
                 return
@@ -101,8 +121,12 @@ class Control(PahoClient):
     tap: Tap | None = None
 
     def _create_socket(self) -> SocketLike:
-        sock = super()._create_socket()
-        self.tap = Tap(cast(socket.socket, sock))
+        sock = cast(socket.socket, super()._create_socket())
+        try:
+            self.tap = Tap(sock)
+        except BaseException:
+            sock.close()
+            raise
         return self.tap
 
     @property
@@ -111,12 +135,15 @@ class Control(PahoClient):
         return self.socket() is None
 
     def pump(self, data: bytes | bytearray) -> None:
-        """Let paho read `data`."""
+        """Let paho read `data`.  Raises ValueError if the broker broke the protocol."""
         assert self.tap is not None
         self.tap.control += data
         while self.tap.control and not self.is_closed:
             before = len(self.tap.control)
-            self.loop_read()
+            try:
+                self.loop_read()
+            except Exception as exc:  # struct.error and others, as paho's version has it
+                raise ValueError(f"the broker sent what paho cannot read: {type(exc).__name__}: {exc}") from exc
             if len(self.tap.control) == before:
                 return
 
@@ -124,7 +151,8 @@ class Control(PahoClient):
         """Close without a word."""
         if self.tap is not None:
             self.tap.linger_s = 0.0
-            self.tap.close()
+            with contextlib.suppress(OSError):
+                self.tap.close()
 
 
 def _quiet(*_: Any) -> None:

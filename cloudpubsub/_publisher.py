@@ -29,6 +29,7 @@ __all__ = ["Publisher"]
 _PACKET_MAX = 1 << 20  # what a broker has to say to a publisher is tiny
 _READ_RETRY_S = 1.0
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
+_HEAD_LOOKS = 0.05  # of `ack_timeout`: how exactly the movement of the head is known
 _BURST_S = 0.1  # how much of `max_publish_rate` may be saved up
 
 
@@ -51,8 +52,9 @@ class Publisher(Connection):
         self._dispatcher = dispatcher
         self._reports = options.on_publish is not None
         self._held: CallEach | None = None  # a report for which the dispatcher had no room
-        self._last_ack_s = 0.0
         self._oldest_s: float | None = None  # when the oldest message in flight was framed
+        self._head = -1  # of the log, when last looked at,
+        self._head_moved_s = 0.0  # and when it was last found to have moved
         self._read_again_s = 0.0
         self._rate = options.max_publish_rate
         self._tokens = 0.0
@@ -77,7 +79,7 @@ class Publisher(Connection):
 
     def _restart(self) -> None:
         self._sender.restart()
-        self._last_ack_s = time.monotonic()
+        self._head_moved_s = time.monotonic()
         self._note_inflight()
 
     def _established(self, control: Control) -> None:
@@ -129,8 +131,8 @@ class Publisher(Connection):
 
     def _next_deadline_s(self) -> float | None:
         times = []
-        if self._oldest_s is not None:
-            times.append(max(self._oldest_s, self._last_ack_s) + self._options.ack_timeout)
+        if self._oldest_s is not None and self._held is None:
+            times.append(max(self._oldest_s, self._head_moved_s) + self._options.ack_timeout)
         if self._rate is not None and self._tokens < 1:
             times.append(self._tokens_at_s + (1 - self._tokens) / self._rate)
         if self._read_again_s > time.monotonic():
@@ -143,13 +145,13 @@ class Publisher(Connection):
     # ---- in ----
 
     def _take(self) -> tuple[bytearray, bool]:
-        if self._held is not None:
+        if self._held is not None and self.is_up:
             return bytearray(), False
         reported, settled, control = self._sender.take(self._reports)
-        if settled:
-            self._last_ack_s = time.monotonic()
-            self.acked.set()
         self._note_inflight()
+        if settled:
+            self._note_head()
+            self.acked.set()
         if reported:
             assert self._options.on_publish is not None
             self._held = CallEach(self._options.on_publish, reported)
@@ -168,8 +170,19 @@ class Publisher(Connection):
     def _check(self, now_s: float) -> None:
         if self._oldest_s is None or self._held is not None:
             return
-        if now_s - max(self._oldest_s, self._last_ack_s) >= self._options.ack_timeout:
+        # What counts is the oldest message: without its acknowledgement the log cannot move on, however many others
+        # come.  On a slow link the head moves with each acknowledgement, so nothing is given up that only takes long.
+        if now_s - max(self._oldest_s, self._head_moved_s) >= self._options.ack_timeout:
             raise Ended(f"no acknowledgement for {self._options.ack_timeout:g} s")
+
+    def _note_head(self) -> None:
+        now_s = time.monotonic()
+        if self._oldest_s is None:
+            self._head_moved_s = now_s
+        elif now_s - self._head_moved_s >= self._options.ack_timeout * _HEAD_LOOKS:
+            head = self._spool_log.stats()["head"]
+            if head != self._head:
+                self._head, self._head_moved_s = head, now_s
 
     def _note_inflight(self) -> None:
         self.inflight, _, oldest_ms = self._sender.inflight()
@@ -187,11 +200,14 @@ class Publisher(Connection):
     def report_losses(self) -> None:
         """Tell about messages that ended without an acknowledgement since the last call."""
         try:
-            losses = self._spool_log.take_losses()
+            while losses := self._spool_log.take_losses():
+                for loss in losses:
+                    self._report_loss(*loss)
         except ClosedError:
-            return
-        for first, end, count, size, reason in losses:
-            self._log.log(
-                logging.WARNING, f"loss {reason}", "%d messages lost, positions %d to %d: %s", count, first, end, reason
-            )
-            self._dispatcher.report_drop(Drop(first, end, count, size, reason))
+            pass  # closed while we hung
+
+    def _report_loss(self, first: int, end: int, count: int, size: int, reason: str) -> None:
+        self._log.log(
+            logging.WARNING, f"loss {reason}", "%d messages lost, positions %d to %d: %s", count, first, end, reason
+        )
+        self._dispatcher.report_drop(Drop(first, end, count, size, reason))

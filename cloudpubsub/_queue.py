@@ -7,6 +7,7 @@ import threading
 from types import TracebackType
 
 from cloudpubsub._closing import register, unregister
+from cloudpubsub._errors import ForkedError
 from cloudpubsub._message import Message, Recovery
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
@@ -23,7 +24,7 @@ class Spool:
     Args:
         path: Directory; made when it is missing.  One object of one process owns it: SpoolLockedError otherwise.
         ring_bytes, segment_bytes, max_spool_bytes, max_spool_messages, on_full, durability, ring_dir, spill_after,
-        spill_timeout, block_timeout, sync_interval: As in `Options`, with the same defaults.
+        spill_timeout, block_timeout, sync_interval, max_payload_bytes: As in `Options`, with the same defaults.
 
     Thread safety: `append`, `sync` and `stats` from any thread; `read` and `ack` exclude each other.  Errors:
     SpoolLockedError, SpoolError, OptionError when opening; ClosedError and ForkedError afterwards.
@@ -51,6 +52,7 @@ class Spool:
         spill_timeout: float = 10.0,
         block_timeout: float | None = None,
         sync_interval: float = 1.0,
+        max_payload_bytes: int | None = None,
     ) -> None:
         # The same checks and derived sizes as for a client; the broker is never used.
         options = Options._from_settings(
@@ -68,9 +70,11 @@ class Spool:
                 "spill_timeout": spill_timeout,
                 "block_timeout": block_timeout,
                 "sync_interval": sync_interval,
+                "max_payload_bytes": max_payload_bytes,
             }
         )
         self._read_lock = threading.Lock()
+        self._pid = os.getpid()
         self._log = open_log(
             options.spool,
             identity=None,
@@ -111,11 +115,13 @@ class Spool:
 
         They stay in the spool until they are acknowledged, and are read again after a restart.  May read the disk.
         """
+        self._check_process()
         with self._read_lock:
             return self._log.read(max_bytes)
 
     def rewind(self) -> None:
         """`read` starts again at the oldest message that is not acknowledged."""
+        self._check_process()
         with self._read_lock:
             self._log.rewind()
 
@@ -124,6 +130,7 @@ class Spool:
 
         Raises ValueError if no pending message that was read starts there.
         """
+        self._check_process()
         with self._read_lock:
             self._log.settle_through(position)
 
@@ -147,6 +154,14 @@ class Spool:
         """
         unregister(self)
         return self._log.close(timeout)
+
+    def _check_process(self) -> None:
+        # Before any lock: at the fork another thread of the parent may have held it.
+        if self._pid != os.getpid():
+            raise ForkedError("opened before a fork: the child process must open a spool of its own")
+
+    def _let_go(self) -> None:
+        """In a forked child: the log does all there is to do itself."""
 
     def __enter__(self) -> Spool:
         return self

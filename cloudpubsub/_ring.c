@@ -203,8 +203,9 @@ uint64_t cps_ring_low(const cps_ring *ring) { return ring->limit; }
 
 enum cps_status cps_ring_view(const cps_ring *ring, uint64_t position, const uint8_t **bytes, size_t *size) {
     uint64_t published = cps_ring_published(ring);
-    CPS_ASSERT(published - position <= ring->ring_bytes);
-    CPS_ASSERT(position >= ring->limit);
+    CPS_ASSERT(position <= published);
+    /* Not below what is released or, where a pin holds what is released, below the pin. */
+    CPS_ASSERT(position >= atomic_load_explicit(&ring->reclaim, memory_order_relaxed)); /* the caller serialises us */
     if (position == published) return CPS_EMPTY;
     uint64_t offset = position & (ring->ring_bytes - 1);
     uint64_t rest = ring->ring_bytes - offset;

@@ -1,7 +1,7 @@
 /* The memory home of the log: a byte ring of records, many producers, readers that pin.
  *
  * A record at position p lies at offset p modulo the size, a power of two; it never wraps: the rest before the end is
- * filled with a pad.  Positions are free-running 64-bit offsets, compared by difference, never reset.
+ * filled with a pad.  Positions are 64-bit offsets that stay below 2^63 and are never reset.
  *
  * Threads: `cps_ring_push` and `cps_ring_refuse` from any number of threads (one lock inside covers claim, copy and
  * commit, so a returned position is always covered by `published`).  Everything under "readers" must be serialised by
@@ -73,7 +73,8 @@ bool cps_ring_arm(cps_ring *ring, enum cps_ring_waker waker, uint64_t threshold)
 uint64_t cps_ring_published(const cps_ring *ring); /* any thread, no lock */
 uint64_t cps_ring_low(const cps_ring *ring);       /* lowest position still held */
 
-/* The longest contiguous run of whole records that starts at `position`, in [low, published).  CPS_EMPTY at the end. */
+/* The longest contiguous run of whole records that starts at `position`, in [low, published], or in what a pin still
+ * holds.  CPS_EMPTY at the end. */
 CPS_MUST_CHECK enum cps_status cps_ring_view(const cps_ring *ring, uint64_t position, const uint8_t **bytes,
                                              size_t *size);
 

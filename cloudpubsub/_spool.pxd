@@ -24,3 +24,4 @@ cdef class Log:
     cdef void c_read_done(self, uint64_t consumed) noexcept nogil
     cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes) noexcept nogil
     cdef object look(self, uint64_t position)
+    cdef cps_status wait(self, uint64_t position, object timeout_s, bint synced) except *

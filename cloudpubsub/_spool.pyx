@@ -143,13 +143,13 @@ cdef int _raise_opening(cps_status status, cps_opened *opened, object directory,
     return check_status(status)
 
 
-# After a fork the child holds nothing: see Log._forked.
+# After a fork the child holds nothing: see Log._let_go.
 _open_logs = weakref.WeakSet()
 
 
 def _after_fork_in_child():
     for log in list(_open_logs):
-        log._forked()
+        log._let_go()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -236,7 +236,7 @@ cdef class Log:
         if self.wake_fd >= 0:
             os.close(self.wake_fd)
 
-    def _forked(self):
+    def _let_go(self):
         """In a forked child: let go of everything, touching nothing that the parent sees."""
         if self.log != NULL:
             cps_log_forked(self.log)
@@ -342,8 +342,8 @@ cdef class Log:
         self.check()
         return cps_log_published(self.log)
 
-    def wait_settled(self, uint64_t position, timeout_s):
-        """Until the head has passed `position`; WaitTimeout, ClosedError.  Ctrl-C interrupts it."""
+    cdef cps_status wait(self, uint64_t position, object timeout_s, bint synced) except *:
+        """Wait in slices, so that Ctrl-C is served in between."""
         cdef cps_status status = CPS_TIMEOUT
         cdef uint64_t slice_ms
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -354,32 +354,24 @@ cdef class Log:
                 if deadline is not None:
                     slice_ms = min(slice_ms, _ms(deadline - time.monotonic()) + 1)
                 with nogil:
-                    status = cps_log_wait_settled(self.log, position, slice_ms)
+                    if synced:
+                        status = cps_log_wait_synced(self.log, position, slice_ms)
+                    else:
+                        status = cps_log_wait_settled(self.log, position, slice_ms)
                 PyErr_CheckSignals()
                 if status == CPS_TIMEOUT and deadline is not None and time.monotonic() >= deadline:
-                    raise WaitTimeout(f"not settled after {timeout_s} s")
+                    raise WaitTimeout(f"position {position} not {'synced' if synced else 'settled'} after {timeout_s} s")
         finally:
             self.leave()
-        check_status(status)
+        return status
+
+    def wait_settled(self, uint64_t position, timeout_s):
+        """Until the head has passed `position`; WaitTimeout, ClosedError."""
+        check_status(self.wait(position, timeout_s, False))
 
     def wait_synced(self, uint64_t position, timeout_s):
         """Spill and sync until the cursor `synced` has passed `position`; WaitTimeout, SpoolError, ClosedError."""
-        cdef cps_status status = CPS_TIMEOUT
-        cdef uint64_t slice_ms
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self.enter()
-        try:
-            while status == CPS_TIMEOUT:
-                slice_ms = WAIT_SLICE_MS
-                if deadline is not None:
-                    slice_ms = min(slice_ms, _ms(deadline - time.monotonic()) + 1)
-                with nogil:
-                    status = cps_log_wait_synced(self.log, position, slice_ms)
-                PyErr_CheckSignals()
-                if status == CPS_TIMEOUT and deadline is not None and time.monotonic() >= deadline:
-                    raise WaitTimeout(f"not on stable storage after {timeout_s} s")
-        finally:
-            self.leave()
+        cdef cps_status status = self.wait(position, timeout_s, True)
         if status == CPS_IO:
             error = self.stats()["storage_error"]
             raise SpoolError(error, os.strerror(error) if error else "the spool's limits refuse more data")
@@ -494,22 +486,31 @@ cdef class Log:
         cps_log_shut(self.log)
 
     def close(self, timeout_s):
-        """Save what is pending, within `timeout_s`; returns how many messages are in no file.  Idempotent."""
+        """Save what is pending, within `timeout_s`; returns how many messages are in no file.  Idempotent.
+
+        If a call hangs in the disk for longer than that, the log is left to it: nothing more can be saved.
+        """
         cdef uint64_t unsaved = 0
-        cdef uint64_t timeout_ms = _ms(timeout_s)
+        cdef cps_log_stats s
         cdef cps_log *log
+        cdef uint64_t timeout_ms
         if self.forked or self.log == NULL or self.closing:
             return 0
         self.closing = True
+        deadline = time.monotonic() + timeout_s
         cps_log_shut(self.log)
-        with self.idle:
-            self.idle.wait_for(lambda: self.calls == 0)
         _open_logs.discard(self)
         log = self.log
+        with self.idle:
+            if not self.idle.wait_for(lambda: self.calls == 0, timeout_s):
+                self.log = NULL
+                cps_log_stats_now(log, &s)
+                return s.pending_messages
         self.log = NULL
+        timeout_ms = _ms(deadline - time.monotonic())
         with nogil:
             cps_log_close(log, timeout_ms, &unsaved)
-        # The number is kept until here: the flusher of a log whose disk hangs may still write to it.
+        # Only now: the core may have written to it until here.
         os.close(self.wake_fd)
         self.wake_fd = -1
         return unsaved

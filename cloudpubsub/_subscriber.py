@@ -10,29 +10,46 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cloudpubsub._connection import Connection, Ended
 from cloudpubsub._dispatcher import Deliver, Dispatcher, Outcome
+from cloudpubsub._errors import ClosedError
 from cloudpubsub._link import Receiver, frame_pubacks
+from cloudpubsub._message import Message
 from cloudpubsub._paho import Control, open_control
 
 if TYPE_CHECKING:
-    from cloudpubsub._message import Message
     from cloudpubsub._options import Options
     from cloudpubsub._topic import Matcher
 
 __all__ = ["Handler", "Subscriber"]
 
-Handler = Callable[["Message"], object]
+Handler = Callable[[Message], object]
 
 _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
 _TAKE = 256
 _FILTERS_A_PACKET = 100
 _SUBACK_FAILURE = 0x80
+_NO_GENERATION = -1
+
+
+class _Delivery(Deliver):
+    """A received message on its way to the handlers that it has when its turn comes."""
+
+    __slots__ = ("generation", "owner", "packet_id")
+
+    def __init__(self, message: Message, owner: Subscriber, generation: int, packet_id: int) -> None:
+        super().__init__(message, (), owner._done)
+        self.owner = owner
+        self.generation = generation
+        self.packet_id = packet_id
+
+    def begin(self) -> Sequence[Handler] | None:
+        return self.owner._handlers_of(self)
 
 
 class Subscriber(Connection):
@@ -52,23 +69,32 @@ class Subscriber(Connection):
     ) -> None:
         self._receiver = Receiver(_PACKET_MAX)
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        super().__init__(
-            options, "cloudpubsub-subscribe", options.subscribe_client_id, self._receiver, wake_fd, on_up, on_down
-        )
+        try:
+            super().__init__(
+                options, "cloudpubsub-subscribe", options.subscribe_client_id, self._receiver, wake_fd, on_up, on_down
+            )
+        finally:
+            os.close(wake_fd)  # nobody writes to it but `wake`, which has a descriptor of its own
         self._matcher = matcher
         self._dispatcher = dispatcher
         self._on_failed = on_failed
         self._generation = 0  # of the connection; packet ids of an earlier one mean nothing
-        self._held: deque[Deliver] = deque()  # taken from the stream, not yet by the dispatcher
+        self._held: deque[_Delivery] = deque()  # taken from the stream, not yet by the dispatcher
         self._acks: deque[tuple[int, int]] = deque()  # (generation, packet id); appended by the dispatcher thread
-        self._failure: str | None = None  # set by the dispatcher thread: the connection is to be closed
+        # Of a connection that is to be closed, because a handler failed for good; set by the dispatcher thread.
+        self._failed_generation = _NO_GENERATION
+        self._failed_topic = ""
         self._is_behind = False  # the stream holds more than was taken
-        # Guards the four fields below, which `subscribe` and `wait_subscribed` share with this thread.
+        # Guards the five fields below, which `subscribe` and `wait_subscribed` share with this thread.
         self._changed = threading.Condition()
-        self._requests: deque[tuple[bool, str]] = deque()  # (subscribe or unsubscribe, filter)
+        # Filters that got their first handler or lost their last one.  Which of the two, the matcher says when it is
+        # their turn: two threads may bring their changes here in another order than they made them.
+        self._requests: deque[str] = deque()
         self._waiting: set[str] = set()  # filters without a SUBACK on this connection
         self._refused: dict[str, int] = {}
+        self._is_over = False
         self._packets: dict[int, list[str]] = {}  # SUBSCRIBE packets without SUBACK; this thread's own
+        self._unacknowledged = 0  # messages of this connection; this thread's own
         #: Read by any thread.
         self.received = 0
         self.unmatched = 0
@@ -76,35 +102,40 @@ class Subscriber(Connection):
     # ---- for other threads ----
 
     def subscribe(self, topic_filter: str) -> None:
+        """The filter has its first handler."""
         with self._changed:
             self._waiting.add(topic_filter)
             self._refused.pop(topic_filter, None)
-            self._requests.append((True, topic_filter))
+            self._requests.append(topic_filter)
         self.wake()
 
     def unsubscribe(self, topic_filter: str) -> None:
+        """The filter has no handler any more."""
         with self._changed:
             self._waiting.discard(topic_filter)
             self._refused.pop(topic_filter, None)
-            self._requests.append((False, topic_filter))
+            self._requests.append(topic_filter)
             self._changed.notify_all()
         self.wake()
 
     def wait_subscribed(self, timeout_s: float | None) -> bool:
-        """Until the broker has answered every subscription.  Returns whether it has."""
+        """Until the broker has answered all.  Returns whether it has.  ClosedError if `stop` comes first."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, timeout_s)
+            answered = self._changed.wait_for(lambda: self._is_over or not self._waiting, timeout_s)
+            if self._waiting and self._is_over:
+                raise ClosedError("the client is closed")
+            return answered
 
     def refused(self) -> dict[str, int]:
         """Filters that the broker refused, with its reason codes."""
         with self._changed:
             return dict(self._refused)
 
-    def close(self, timeout_s: float) -> bool:
-        ended = self.stop(timeout_s)
-        if ended:
-            os.close(self._wake_fd)
-        return ended
+    def stop(self, timeout_s: float) -> bool:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        return super().stop(timeout_s)
 
     # ---- connection ----
 
@@ -124,18 +155,27 @@ class Subscriber(Connection):
         self._receiver.restart()
         self._generation += 1
         self._held.clear()
-        self._failure = None
         self._is_behind = False
         self._packets.clear()
+        self._unacknowledged = 0
 
     def _established(self, control: Control) -> None:
         """Subscribe to everything again, whatever the broker says that it remembers."""
+        filters = self._expect_all()
         with self._changed:
-            self._requests = deque(request for request in self._requests if not request[0])
+            # What has no handler any more may still be in the session that the broker kept.
+            dropped = [name for name in dict.fromkeys(self._requests) if name not in self._waiting]
+            self._requests.clear()
+        for topic_filter in dropped:
+            control.unsubscribe(topic_filter)
+        self._send_subscribe(control, filters)
+
+    def _expect_all(self) -> list[str]:
+        """No subscription is answered yet.  Returns all filters."""
+        with self._changed:
             filters = list(self._matcher.filters())
             self._waiting = set(filters)
-        self._send_subscribe(control, filters)
-        self._send_requests(control)
+            return filters
 
     def _send_subscribe(self, control: Control, filters: list[str]) -> None:
         for start in range(0, len(filters), _FILTERS_A_PACKET):
@@ -149,8 +189,14 @@ class Subscriber(Connection):
             with self._changed:
                 if not self._requests:
                     return
-                is_subscribe, topic_filter = self._requests.popleft()
-            if is_subscribe:
+                topic_filter = self._requests.popleft()
+                is_wanted = self._matcher.has(topic_filter)
+                if is_wanted:
+                    self._waiting.add(topic_filter)
+                else:
+                    self._waiting.discard(topic_filter)
+                    self._changed.notify_all()
+            if is_wanted:
                 self._send_subscribe(control, [topic_filter])
             else:
                 control.unsubscribe(topic_filter)
@@ -161,7 +207,8 @@ class Subscriber(Connection):
         with self._changed:
             for topic_filter, code in zip(filters, codes, strict=False):
                 self._waiting.discard(topic_filter)
-                if code >= _SUBACK_FAILURE:
+                self._refused.pop(topic_filter, None)
+                if code >= _SUBACK_FAILURE and self._matcher.has(topic_filter):
                     self._refused[topic_filter] = code
             self._changed.notify_all()
         for topic_filter, code in zip(filters, codes, strict=False):
@@ -177,13 +224,21 @@ class Subscriber(Connection):
             generation, packet_id = self._acks.popleft()
             if generation == self._generation:
                 ids.append(packet_id)
+        self._unacknowledged -= len(ids)
         return memoryview(frame_pubacks(ids)) if ids else None
 
     def _wrote(self, n: int) -> None:
         """Nothing is kept: a lost acknowledgement costs a duplicate."""
 
     def _may_sleep(self) -> bool:
+        if self._unacknowledged > 0:
+            # A broker whose window to us is full may say nothing more, not even to a ping (rumqttd): it waits for us,
+            # and not for longer than the handlers take.
+            self._alive.received(time.monotonic())
         return not self._acks
+
+    def _is_drained(self) -> bool:
+        return self._pending is None and not self._acks
 
     # ---- in: messages ----
 
@@ -195,10 +250,8 @@ class Subscriber(Connection):
         self._is_behind = False
         self.received += len(messages)
         for message, packet_id in messages:
-            handlers = self._matcher.match(message.topic)
-            if not handlers:
-                self.unmatched += 1
-            self._held.append(Deliver(message, handlers, partial(self._done, self._generation, packet_id)))
+            self._held.append(_Delivery(message, self, self._generation, packet_id))
+            self._unacknowledged += packet_id != 0
         return control, more or bool(self._held)
 
     def _hand_over(self) -> bool:
@@ -209,32 +262,52 @@ class Subscriber(Connection):
             self._held.popleft()
         return True
 
-    def _done(self, generation: int, packet_id: int, delivery: Deliver) -> None:
+    def _handlers_of(self, delivery: _Delivery) -> Sequence[Handler] | None:
+        """On the dispatcher thread."""
+        if delivery.packet_id != 0 and delivery.generation == self._failed_generation:
+            return None  # it comes again, behind the one that failed
+        handlers = self._matcher.match(delivery.message.topic)
+        if not handlers:
+            self.unmatched += 1
+        return handlers
+
+    def _done(self, delivery: Deliver) -> None:
         """On the dispatcher thread: the handlers are through with a message."""
+        assert isinstance(delivery, _Delivery)
         if delivery.outcome is Outcome.ABANDONED:
             return
-        if delivery.outcome is Outcome.FAILED:
-            if self._options.on_handler_failure == "disconnect":
-                self._failure = f"a handler failed for good on topic {delivery.message.topic!r}"
-                self.wake()
-                return
-            self._on_failed(delivery.message, delivery.error)
-        if packet_id != 0 and self._failure is None:
-            self._acks.append((generation, packet_id))
-            # The owner takes all of them at once.  If an older one is still there after ours went in, it will find ours
-            # too; looking before going in could miss that it has just gone to sleep.
-            if len(self._acks) == 1:
-                self.wake()
+        packet_id, generation = delivery.packet_id, delivery.generation
+        try:
+            if delivery.outcome is Outcome.FAILED:
+                if packet_id != 0 and self._options.on_handler_failure == "disconnect":
+                    self._failed_topic = delivery.message.topic
+                    self._failed_generation = generation
+                    packet_id = 0
+                    self.wake()
+                else:
+                    self._on_failed(delivery.message, delivery.error)
+        finally:
+            # Even if the dead letter could not be kept: the messages behind it must not wait for it for ever.
+            if packet_id != 0:
+                self._acknowledge(generation, packet_id)
+
+    def _acknowledge(self, generation: int, packet_id: int) -> None:
+        self._acks.append((generation, packet_id))
+        # The owner takes all of them at once.  If an older one is still there after ours went in, it will find ours
+        # too; looking before going in could miss that it has just gone to sleep.
+        if len(self._acks) == 1:
+            self.wake()
 
     def _wants_to_read(self) -> bool:
         return not self._held and not self._is_behind
 
     def _check(self, now_s: float) -> None:
-        if self._failure is not None:
-            raise Ended(self._failure)
+        if self._failed_generation == self._generation:
+            raise Ended(f"a handler failed for good on topic {self._failed_topic!r}")
 
     def _lost(self) -> None:
-        """Nothing to do: the acknowledgements that are still to come are told apart by their generation."""
+        """The acknowledgements that are still to come are told apart by their generation."""
+        self._expect_all()
 
     def _woken(self) -> None:
         if self._control is None or not self.is_up:

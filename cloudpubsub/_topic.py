@@ -173,6 +173,15 @@ class Matcher(Generic[T]):
             del self._by_filter[topic_filter]
             return True
 
+    def has(self, topic_filter: str, handler: T | None = None) -> bool:
+        """Whether the filter has this handler, or any."""
+        with self._lock:
+            if topic_filter not in self._by_filter:
+                return False
+            return handler is None or any(
+                name == topic_filter and known == handler for _, name, known in self._find(topic_filter).entries
+            )
+
     def filters(self) -> tuple[str, ...]:
         """The filters that have handlers, in order of their first registration."""
         with self._lock:

@@ -44,8 +44,23 @@ CORE = ROOT / "cloudpubsub"
 
 # Every C file of the core and of its tests, each after the files whose types its declarations use.
 SOURCES = (
+    "cloudpubsub/_io.c",
+    "cloudpubsub/_crc32c.c",
+    "cloudpubsub/_ring.c",
+    "cloudpubsub/_home.c",
+    "cloudpubsub/_meta.c",
+    "cloudpubsub/_segment.c",
+    "cloudpubsub/_segment_read.c",
+    "cloudpubsub/_store.c",
+    "cloudpubsub/_log.c",
+    "cloudpubsub/_log_write.c",
+    "cloudpubsub/_log_read.c",
+    "cloudpubsub/_flusher.c",
     "cloudpubsub/_window.c",
     "cloudpubsub/_wire.c",
+    "tests/core/io_sim.c",
+    "tests/core/exhaust.c",
+    "tests/core/stress.c",
 )
 
 STRICT = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror")

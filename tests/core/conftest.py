@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from .build import load
+from .disk import Disk, Log
 from .objects import Stream, Window
 
 
@@ -44,3 +45,26 @@ def open_stream() -> Iterator[Callable[..., Stream]]:
     yield make
     for stream in opened:
         stream.close()
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    """A simulated disk, empty."""
+    made = Disk()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def open_log(disk: Disk) -> Iterator[Callable[..., Log]]:
+    """Open logs on the simulated disk (or on the one given) that are closed after the test."""
+    opened: list[Log] = []
+
+    def make(on: Disk = disk, **chosen: Any) -> Log:
+        opened.append(Log(on, **chosen))
+        return opened[-1]
+
+    yield make
+    for log in opened:
+        log.disk.heal()
+        log.close()

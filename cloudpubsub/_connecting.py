@@ -1,0 +1,94 @@
+"""The part of making a connection that can block for longer than anybody wants to wait: names, TCP, TLS.
+
+It runs on a helper thread of its own, which the owner of the connection leaves behind when time is up: nothing can end
+a name resolution that hangs.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+from cloudpubsub._paho import Control
+
+__all__ = ["Attempt", "explain"]
+
+
+class Attempt:
+    """One attempt.  Begins at once; calls `wake` (on the helper thread) when `is_over` has become true.
+
+    The owner calls either `result`, when it is over, or `abandon`.
+    """
+
+    def __init__(self, connect: Callable[[], Control], wake: Callable[[], None], name: str) -> None:
+        self._connect = connect
+        self._wake = wake
+        self._lock = threading.Lock()  # guards the four fields below
+        self._control: Control | None = None
+        self._error: BaseException | None = None
+        self._is_over = False
+        self._is_abandoned = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        control: Control | None = None
+        error: BaseException | None = None
+        try:
+            control = self._connect()
+        except BaseException as exc:
+            error = exc
+        with self._lock:
+            is_wanted = not self._is_abandoned
+            if is_wanted:
+                self._control, self._error = control, error
+            self._is_over = True
+        if is_wanted:
+            self._wake()
+        elif control is not None:
+            control.hang_up()
+
+    @property
+    def is_over(self) -> bool:
+        with self._lock:
+            return self._is_over
+
+    def result(self) -> Control | None:
+        """The connection, which is the caller's from now on, or None if it is not there yet; raises what went wrong.
+
+        What is no Exception (a credentials callable may raise SystemExit) comes as RuntimeError: it must not end the
+        thread that asks.
+        """
+        with self._lock:
+            error, self._error = self._error, None
+            control, self._control = self._control, None
+        if isinstance(error, Exception):
+            raise error
+        if error is not None:
+            raise RuntimeError(f"connecting raised {type(error).__name__}: {error}") from error
+        return control
+
+    def abandon(self) -> None:
+        """Nobody waits any more; a connection that still comes is closed."""
+        with self._lock:
+            self._is_abandoned = True
+            control, self._control = self._control, None
+        if control is not None:
+            control.hang_up()
+
+
+def explain(error: BaseException) -> str:
+    """A connection error in words that name the state."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    if isinstance(error, socket.gaierror):
+        return f"name not resolved: {error.strerror}"
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""The commands behind `cloudpubsub`, one module each.  What they share is in `common` and `stop`."""

@@ -1,0 +1,93 @@
+"""Brokers that stop, die, and are not there yet."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cloudpubsub
+from cloudpubsub.demo.relay import Relay
+from tests.brokers import Broker, Mosquitto, Rumqttd
+from tests.collector import Collector
+from tests.publishing import LIMIT, client_to, number_of, publish_numbers, until
+
+COUNT = 20_000
+
+
+@contextmanager
+def publishing(client: cloudpubsub.Client, count: int) -> Iterator[None]:
+    """Numbers are published on a thread meanwhile, and at the end all are settled."""
+    thread = threading.Thread(target=publish_numbers, args=(client, range(count)))
+    with client:
+        thread.start()
+        yield
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+        assert client.flush(LIMIT) == 0
+
+
+def test_mosquitto_restarts_in_mid_stream(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with Collector(mosquitto.port, key=number_of) as collector:
+        client = client_to(mosquitto.port, tmp_path / "spool", max_publish_rate=20_000)
+        with publishing(client, COUNT):
+            for share in (4, 2):
+                collector.wait_for(COUNT // share, LIMIT)
+                mosquitto.restart()
+        collector.wait_for(COUNT, LIMIT)
+        assert collector.first_deliveries() == list(range(COUNT))
+        assert client.stats().reconnects >= 2
+
+
+def _forgetful_broker_goes_away(broker: Broker, tmp_path: Path, *, kill: bool) -> None:
+    """It forgets what it had not delivered and who had subscribed: the collector must be back before the client."""
+    with Relay(broker.port) as relay, Collector(broker.port, key=number_of) as collector:
+        client = client_to(relay.port, tmp_path / "spool", max_inflight=500)
+        with client:
+            publish_numbers(client, range(1_000))
+            assert client.flush(LIMIT) == 0
+            collector.wait_for(1_000, LIMIT)
+            relay.cut()
+            publish_numbers(client, range(1_000, 2_000))
+            broker.kill() if kill else broker.stop()
+            publish_numbers(client, range(2_000, 3_000))
+            before = collector.connects
+            broker.start()
+            until(lambda: collector.connects > before)
+            collector.wait_subscribed(LIMIT)
+            relay.restore()
+            assert client.flush(LIMIT) == 0
+        collector.wait_for(3_000, LIMIT)
+        assert collector.first_deliveries() == list(range(3_000))
+
+
+def test_rumqttd_restarts(rumqttd: Rumqttd, tmp_path: Path) -> None:
+    _forgetful_broker_goes_away(rumqttd, tmp_path, kill=False)
+
+
+def test_a_killed_broker_is_found_again(broker: Broker, tmp_path: Path) -> None:
+    _forgetful_broker_goes_away(broker, tmp_path, kill=True)
+
+
+def test_what_a_killed_broker_had_not_acknowledged_is_sent_again(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    client = client_to(mosquitto.port, tmp_path / "spool", max_publish_rate=20_000)
+    with publishing(client, COUNT):
+        until(lambda: client.stats().acked > COUNT // 4)
+        mosquitto.kill()
+        until(lambda: not client.stats().connected)
+        mosquitto.start()
+    # What it had acknowledged is the broker's affair, and gone with it; everything else was sent until acknowledged.
+    assert client.stats().acked == client.stats().published == COUNT
+
+
+def test_a_broker_that_is_down_at_start_is_found_later(broker: Broker, tmp_path: Path) -> None:
+    broker.stop()
+    with client_to(broker.port, tmp_path / "spool") as client:
+        publish_numbers(client, range(100))
+        until(lambda: client.stats().last_error)
+        assert not client.stats().connected
+        assert "refused" in client.stats().last_error
+        broker.start()
+        assert client.flush(LIMIT) == 0
+        assert client.stats().acked == 100

@@ -1,0 +1,88 @@
+"""The will is for those who die, not for those who leave."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import cloudpubsub
+from cloudpubsub.demo.relay import Relay
+from tests.brokers import Broker
+from tests.collector import Collector
+from tests.killed_publisher import Publisher
+from tests.publishing import CLIENT_ID, LIMIT, client_to, publish_numbers, until
+
+WILL = cloudpubsub.Will("status", b"gone")
+
+
+def _end_marker(broker: Broker, collector: Collector, tmp_path: Path) -> None:
+    """Everything that the broker published before has arrived when this has."""
+    with client_to(broker.port, tmp_path / "marker", client_id="marker") as client:
+        client.wait(client.publish("status", b"marker"), LIMIT)
+    until(lambda: b"marker" in collector.arrivals())
+
+
+def test_a_killed_process_leaves_its_will(broker: Broker, tmp_path: Path) -> None:
+    with Collector(broker.port, "status") as collector, Publisher() as publisher:
+        publisher.start(
+            0,
+            broker=f"mqtt://127.0.0.1:{broker.port}",
+            client_id=CLIENT_ID,
+            spool=str(tmp_path / "spool"),
+            will={"topic": "status", "payload": "gone"},
+        )
+        until(lambda: publisher.was_connected)
+        publisher.kill()
+        collector.wait_for(1, LIMIT)
+        assert collector.arrivals() == [b"gone"]
+
+
+def test_a_lost_link_leaves_the_will(mosquitto: Broker, tmp_path: Path) -> None:
+    with Collector(mosquitto.port, "status") as collector, Relay(mosquitto.port) as relay:
+        with client_to(relay.port, tmp_path / "spool", will=WILL) as client:
+            until(lambda: client.stats().connected)
+            relay.cut()
+            collector.wait_for(1, LIMIT)
+
+
+def test_a_client_that_closes_leaves_no_will(broker: Broker, tmp_path: Path) -> None:
+    with Collector(broker.port, "status") as collector:
+        with client_to(broker.port, tmp_path / "spool", will=WILL) as client:
+            client.wait(client.publish("topic", b""), LIMIT)
+        _end_marker(broker, collector, tmp_path)
+        assert collector.arrivals() == [b"marker"]
+
+
+def test_the_goodbye_arrives_with_a_full_pipeline(broker: Broker, tmp_path: Path) -> None:
+    with Collector(broker.port, "status") as collector:
+        client = client_to(broker.port, tmp_path / "spool", will=WILL)
+        client.start()
+        thread = threading.Thread(target=_publish_until_closed, args=(client,))
+        thread.start()
+        until(lambda: client.stats().acked > 10_000)
+        client.close(5)
+        thread.join(LIMIT)
+        _end_marker(broker, collector, tmp_path)
+        assert collector.arrivals() == [b"marker"]
+
+
+def test_the_goodbye_arrives_over_a_slow_link(mosquitto: Broker, tmp_path: Path) -> None:
+    with Collector(mosquitto.port, "status") as collector, Relay(mosquitto.port) as relay:
+        client = client_to(relay.port, tmp_path / "spool", will=WILL, max_inflight_bytes=1 << 20)
+        client.start()
+        until(lambda: client.stats().connected)
+        relay.set_rate(500_000)
+        publish_numbers(client, range(100_000))
+        until(lambda: client.stats().inflight > 1_000)
+        client.close(5)
+        assert client.stats().backlog_messages > 0, "it was not slow"
+        _end_marker(mosquitto, collector, tmp_path)
+        assert collector.arrivals() == [b"marker"]
+
+
+def _publish_until_closed(client: cloudpubsub.Client) -> None:
+    try:
+        while True:
+            client.publish("topic", b"x" * 100)
+    except cloudpubsub.ClosedError:
+        pass

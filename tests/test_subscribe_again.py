@@ -1,0 +1,125 @@
+"""Subscriptions are made again after every loss, whatever the broker says that it remembers."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cloudpubsub import Client, ClosedError, TopicError, WaitTimeout
+from cloudpubsub.demo.relay import Relay
+from tests.brokers import Mosquitto
+from tests.making import DEADLINE_S, Inbox, eventually, receiver, send, url
+from tests.peer import CONNECT, SUBSCRIBE, UNSUBSCRIBE, Peer
+
+QUICK = {"reconnect_min": 0.02, "reconnect_max": 0.05}
+
+
+@pytest.mark.parametrize("session_present", [False, True])
+def test_everything_is_subscribed_again_after_a_loss(session_present: bool) -> None:
+    filters = ["a/#", "b/+", "c"]
+    with Peer(session_present=session_present) as peer, Client(url(peer.port), client_id="c", **QUICK) as client:
+        for topic_filter in filters:
+            client.subscribe(topic_filter, print)
+        client.wait_subscribed(DEADLINE_S)
+        before = len(peer.of_type(SUBSCRIBE))
+        peer.hang_up()
+        again = peer.wait(SUBSCRIBE, before + 1)[-1]
+        assert again.filters == filters
+        client.wait_subscribed(DEADLINE_S)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_messages_come_again_after_the_link_was_cut(mosquitto: Mosquitto, clean: bool) -> None:
+    inbox = Inbox()
+    with Relay(mosquitto.port) as relay:
+        client = Client(url(relay.port), client_id="receiver", clean_session=clean, **QUICK)
+        client.subscribe("t", inbox)
+        with client:
+            client.wait_subscribed(DEADLINE_S)
+            send(mosquitto, [("t", b"before")])
+            inbox.wait(1)
+            relay.cut()
+            eventually(lambda: not client._subscriber.is_up)
+            send(mosquitto, [("t", b"meanwhile")])
+            relay.restore()
+            client.wait_subscribed(DEADLINE_S)
+            send(mosquitto, [("t", b"after")])
+            eventually(lambda: b"after" in inbox.payloads)
+    expected = [b"before", b"after"] if clean else [b"before", b"meanwhile", b"after"]
+    # The acknowledgement of the first may have been cut off; then a session that stays repeats it.
+    assert list(dict.fromkeys(inbox.payloads)) == expected
+
+
+def test_a_session_that_stays_keeps_messages_while_the_client_is_away(mosquitto: Mosquitto) -> None:
+    inbox = Inbox()
+    with receiver(mosquitto, ("t", inbox)):
+        pass
+    send(mosquitto, [("t", b"%d" % number) for number in range(100)])
+    with receiver(mosquitto, ("t", inbox)):
+        inbox.wait(100)
+    assert inbox.payloads == [b"%d" % number for number in range(100)]
+
+
+@pytest.mark.parametrize(("settings", "clean"), [({"session_expiry": 60}, False), ({"clean_session": True}, True)])
+def test_only_the_subscribe_connection_asks_for_a_session_that_stays(settings: dict[str, int], clean: bool) -> None:
+    with Peer() as peer, Client(url(peer.port), client_id="c", **settings, **QUICK) as client:
+        client.subscribe("t", print)
+        client.wait_subscribed(DEADLINE_S)
+        by_id = {packet.body[12:]: packet.is_clean for packet in peer.wait(CONNECT, 2)}
+    assert by_id == {b"c": True, b"c-sub": clean}
+
+
+def test_a_filter_taken_back_and_given_again_offline_is_subscribed() -> None:
+    with Peer() as peer, Client(url(peer.port), client_id="c", **QUICK) as client:
+        client.subscribe("stays", print)
+        client.subscribe("goes", print)
+        client.wait_subscribed(DEADLINE_S)
+        client._subscriber._matcher.remove("stays")  # so that both requests below wait for the next connection
+        client._matcher.add("stays", print)
+        with client._subscriber._changed:
+            client._subscriber._requests.extend(["stays", "stays", "goes"])
+            client._matcher.remove("goes")
+        before = len(peer.of_type(SUBSCRIBE))
+        peer.hang_up()
+        assert peer.wait(SUBSCRIBE, before + 1)[-1].filters == ["stays"]
+        assert [packet.filters for packet in peer.wait(UNSUBSCRIBE, 1)] == [["goes"]]
+
+
+def test_many_filters_go_in_packets_of_a_bounded_size() -> None:
+    filters = [f"t/{number}" for number in range(250)]
+    with Peer() as peer:
+        client = Client(url(peer.port), client_id="c", **QUICK)
+        for topic_filter in filters:
+            client.subscribe(topic_filter, print)
+        with client:
+            client.wait_subscribed(DEADLINE_S)
+            packets = peer.wait(SUBSCRIBE, 3)
+    assert [len(packet.filters) for packet in packets] == [100, 100, 50]
+    assert [name for packet in packets for name in packet.filters] == filters
+
+
+def test_a_refused_subscription_is_named() -> None:
+    with Peer(suback=0x80) as peer, Client(url(peer.port), client_id="c", **QUICK) as client:
+        client.subscribe("forbidden/#", print)
+        with pytest.raises(TopicError, match="forbidden/#"):
+            client.wait_subscribed(DEADLINE_S)
+        assert "forbidden/#" in client.stats().last_error
+        # The broker may think better of it.
+        peer.suback = 1
+        peer.hang_up()
+        eventually(lambda: not client._subscriber.is_up)
+        client.wait_subscribed(DEADLINE_S)
+
+
+def test_waiting_for_a_subscription_ends_with_the_time_limit_and_with_close() -> None:
+    client = Client("mqtt://127.0.0.1:1", client_id="c", **QUICK)
+    client.subscribe("t", print)
+    client.start()
+    with pytest.raises(WaitTimeout):
+        client.wait_subscribed(0.01)
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    with pytest.raises(ClosedError):
+        client.wait_subscribed(DEADLINE_S)
+    closing.join(DEADLINE_S)

@@ -1,0 +1,64 @@
+"""A slow handler: the queue is full, reading stops, the link lives, nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cloudpubsub import Message
+from tests.brokers import Broker
+from tests.making import DEADLINE_S, Gate, Inbox, eventually, receiver, send
+
+
+@pytest.mark.parametrize("queue", [10, 10_000])
+def test_a_handler_slower_than_two_keep_alives_costs_neither_link_nor_messages(broker: Broker, queue: int) -> None:
+    gate, count = Gate(), 3000
+    with receiver(broker, ("t", gate), keep_alive=1, handler_queue=queue) as client:
+        send(broker, [("t", b"%d" % number) for number in range(count)])
+        assert gate.entered.wait(DEADLINE_S)
+        # The broker would end the link after one and a half keep-alives without a ping, and we after as long without
+        # an answer to it (which rumqttd does not give while its window is full).
+        threading.Event().wait(2.5)
+        gate.opened.set()
+        gate.inbox.wait(count)
+        assert (client.stats().reconnects, client.stats().connects) == (0, 2)
+    assert gate.inbox.payloads == [b"%d" % number for number in range(count)]
+
+
+def test_a_full_queue_stops_reading_until_half_of_it_is_empty(broker: Broker) -> None:
+    gate, count = Gate(), 2000
+    with receiver(broker, ("t", gate), handler_queue=5) as client:
+        send(broker, [("t", bytes(1000))] * count)
+        assert gate.entered.wait(DEADLINE_S)
+        eventually(lambda: client._subscriber._held, "the queue is full")
+        assert not client._subscriber._wants_to_read()
+        gate.opened.set()
+        gate.inbox.wait(count)
+
+
+def test_large_messages_fill_the_queue_sooner(broker: Broker) -> None:
+    sizes: list[int] = []
+    gate = Gate()
+
+    def note(message: Message) -> None:
+        sizes.append(client._dispatcher._load)
+        gate(message)
+
+    with receiver(broker, ("t", note), handler_queue=100) as client:
+        send(broker, [("t", bytes(100_000))] * 50)
+        assert gate.entered.wait(DEADLINE_S)
+        eventually(lambda: client._subscriber._held, "the queue is full")
+        # 25 each: the fifth made it full.
+        assert 100 <= client._dispatcher._load <= 125
+        gate.opened.set()
+        gate.inbox.wait(50)
+
+
+def test_slow_callbacks_lose_no_report(broker: Broker) -> None:
+    inbox = Inbox()
+    with receiver(broker, on_publish=inbox, handler_queue=3) as client:
+        positions = [client.publish("t", b"", userdata=b"%d" % number) for number in range(3000)]
+        inbox.wait(3000)
+    assert [message.position for message in inbox.first] == positions
+    assert [message.userdata for message in inbox.first] == [b"%d" % number for number in range(3000)]
