@@ -80,6 +80,7 @@ def _bring_back_old_file(meta: Path, old: bytes) -> None:
     meta.write_bytes(old)
 
 
+@pytest.mark.xfail(reason="known defect: a lost meta file hides segments behind their old spool id")
 @pytest.mark.parametrize(
     "damage",
     [

@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
         "will": None,
         # A message that was not printed is never given up: see _Printer.
         "handler_retries": 1000,
-        "on_handler_failure": "disconnect",
     }
+    if settings.get("clean_session") is False or (settings.get("session_expiry") or 0) > 0:
+        settings["on_handler_failure"] = "disconnect"  # a clean session would not deliver it again
     with Stop() as stop:
         client = make_client(broker, settings)
         printer = _Printer(args, stop)
