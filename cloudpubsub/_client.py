@@ -182,11 +182,15 @@ class Client:
         try:
             self._log.shut()
             self._drain(timeout)
-            self._publisher.stop(share(0.3))
+            has_ended = self._publisher.stop(share(0.3))
             # In this order, so that the message of the last handler is acknowledged.
             self._dispatcher.end_deliveries(share(0.3))
             self._subscriber.stop(share(0.3))
+            if has_ended:
+                # What the ring brings to the disk may drop older messages: before the last look at what was lost.
+                self._log.finish(share(0.5))
             self._publisher.report_losses()
+            self._dispatcher.start()  # of a client that was never started: there may be drops to report
             self._dispatcher.stop(share(0.5))
             self._last_stats = self._read_stats()
         finally:
@@ -212,13 +216,6 @@ class Client:
             elif now_s - moved_s > _DRAIN_STALL_S:
                 return
             self._publisher.acked.wait(min(_DRAIN_SLICE_S, deadline_s - now_s))
-
-    def _let_go(self) -> None:
-        """In a forked child: close the inherited sockets, so that the broker sees it when the parent ends."""
-        for connection in (self._publisher, self._subscriber):
-            control = connection._control
-            if control is not None and control.tap is not None:
-                control.tap.sock.close()
 
     def __enter__(self) -> Client:
         self.start()
@@ -262,7 +259,7 @@ class Client:
         acknowledgement, ClosedError if the client closes first, ValueError for a position that was never issued.
         """
         self._check_thread("wait")
-        if position >= _REFUSED_POSITION:
+        if _REFUSED_POSITION <= position < _REFUSED_POSITION + 8 * self._log.stats()["refused"]:
             raise DeliveryFailed(position, self._log.outcome(position) or "full, newest dropped")
         if not 0 <= position < self._log.published():
             raise ValueError(f"position: {position} was never returned by publish()")

@@ -1,6 +1,6 @@
 """What is still open when the interpreter exits is closed like any other, so that its ring reaches the disk.
 
-What is open when the process forks is let go of in the child.
+A forked child owns nothing of what its parent has open: log and sockets are let go of where they are made.
 """
 
 from __future__ import annotations
@@ -18,10 +18,6 @@ _EXIT_TIMEOUT_S = 5.0
 
 class _Closable(Protocol):
     def close(self, timeout: float = ...) -> int: ...
-
-    def _let_go(self) -> None:
-        """In a forked child: give up what was inherited, without touching what the parent sees."""
-
 
 _open: weakref.WeakSet[_Closable] = weakref.WeakSet()
 
@@ -42,12 +38,5 @@ def _close_all() -> None:
             logging.getLogger("cloudpubsub").exception("closing at exit failed")
 
 
-def _let_go_in_child() -> None:
-    """A forked child owns nothing of what its parent has open, and must not keep it open either."""
-    for closable in list(_open):
-        closable._let_go()
-    _open.clear()
-
-
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_open.clear)

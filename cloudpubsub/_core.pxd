@@ -176,8 +176,8 @@ cdef extern from "_log.h" nogil:
         uint64_t lost_end
     cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened) noexcept
     void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) noexcept
+    bint cps_log_finish(cps_log *log, uint64_t timeout_ms) noexcept
     void cps_log_shut(cps_log *log) noexcept
-    void cps_log_forked(cps_log *log) noexcept
     cps_status cps_log_append(cps_log *log, cps_message *message, c_bool try_only, uint64_t *position) noexcept
     cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) noexcept
     void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) noexcept

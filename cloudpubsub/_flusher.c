@@ -49,10 +49,13 @@ static void give_up(cps_log *log, cps_segment *segment) {
     if (segment->end == segment->base && !segment->retired) cps_log_retire(log, segment);
 }
 
-/* A sync failed in power mode.  The ring still holds everything that was not confirmed, at the same positions, so the
+/* A write or sync failed in power mode.  The ring still holds everything that was not confirmed, at the same positions, so the
  * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file. */
 static void take_back(cps_log *log, cps_segment *segment) {
     uint64_t end = segment->synced_end;
+    uint64_t from = end > log->settled.head ? end : log->settled.head;
+    /* What an earlier process wrote is not in the ring: it stays where it is, readable but never known to be durable. */
+    if (!is_power(log) || segment->retired || end == segment->end || cps_ring_low(log->ring) > from) return;
     while (log->store.last != segment) cps_log_retire(log, log->store.last);
     log->store.messages -= segment->messages - segment->synced_messages;
     segment->messages = segment->synced_messages;
@@ -81,52 +84,82 @@ static bool sync_segment(cps_log *log, cps_segment *segment) {
     log->syncs++;
     if (status != CPS_OK) {
         storage_failed(log, segment->error);
-        /* Without anything unsynced only its footer failed, and nothing behind it may be given up.  What an earlier
-         * process wrote is not in the ring: it stays where it is, readable but never known to be durable. */
-        uint64_t from = segment->synced_end > log->settled.head ? segment->synced_end : log->settled.head;
-        bool in_ring = is_power(log) && cps_ring_low(log->ring) <= from;
-        if (in_ring && !segment->retired && segment->synced_end < end) take_back(log, segment);
+        take_back(log, segment); /* does nothing where nothing was unsynced and only the footer failed */
         give_up(log, segment);
+        if (log->closing && log->last_tries > 0) { /* the ring has it again: once more, to another file */
+            log->last_tries--;
+            log->retry_at_ms = 0;
+        }
     } else {
         segment->synced_end = end;
         segment->synced_messages = segment->messages;
         segment->synced_message_bytes = segment->message_bytes;
         segment->sealed = seal || segment->sealed;
         if (!segment->retired) cps_store_resize(&log->store, segment, file_bytes);
-        if (log->storage == CPS_STORAGE_FAILED || seal) storage_works(log);
+        if (log->storage == CPS_STORAGE_FAILED) storage_works(log);
+        if (log->storage == CPS_STORAGE_FULL && seal) log->retry_at_ms = 0; /* the file has shrunk: there may be room */
     }
     cps_log_normalise(log);
     cps_log_commit(log);
     return status == CPS_OK;
 }
 
-/* Seal a full segment that takes clearly more room than it needs.  Lets the lock go.  False: there is none. */
-static bool shrink_one(cps_log *log) {
+/* Seal a full segment that takes clearly more room than it needs.  Lets the lock go.  CPS_EMPTY: there is none; CPS_IO:
+ * the storage failed. */
+static CPS_MUST_CHECK enum cps_status shrink_one(cps_log *log) {
     for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
         if (!s->full || s->sealed || s->poison != CPS_OK || s->end == s->base) continue;
         if (s->file_bytes <= cps_segment_sealed_bytes(s)) continue;
-        return sync_segment(log, s);
+        return sync_segment(log, s) ? CPS_OK : CPS_IO;
     }
-    return false;
+    return CPS_EMPTY;
 }
 
 /* Remove one retired segment that nobody reads.  Lets the lock go.  False: there is none. */
 static bool remove_one(cps_log *log) {
-    for (cps_segment **link = &log->retired; *link != NULL; link = &(*link)->next) {
-        cps_segment *segment = *link;
-        if (segment->users > 0) continue;
-        uint64_t file_bytes = segment->file_bytes;
-        *link = segment->next;
-        (void)pthread_mutex_unlock(&log->lock);
-        cps_segment_close(segment, true);
-        (void)pthread_mutex_lock(&log->lock);
-        log->retired_bytes -= file_bytes;
-        log->unlinked = true;
-        if (log->storage == CPS_STORAGE_FULL) storage_works(log);
-        if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
-        return true;
+    cps_segment *segment = log->retired;
+    while (segment != NULL && segment->users > 0) segment = segment->next;
+    if (segment == NULL || now_ms(log) < log->remove_due_ms) return false;
+    (void)pthread_mutex_unlock(&log->lock);
+    enum cps_status status = cps_segment_remove(segment);
+    (void)pthread_mutex_lock(&log->lock);
+    if (status != CPS_OK) { /* a file system gone read-only: the file goes on counting against the quota */
+        log->remove_due_ms = now_ms(log) + CPS_RETRY_MIN_MS;
+        return false;
     }
-    return false;
+    cps_segment **link = &log->retired; /* others may have come in front of it */
+    while (*link != segment) link = &(*link)->next;
+    *link = segment->next;
+    log->retired_bytes -= segment->file_bytes;
+    cps_segment_close(segment);
+    log->unlinked = true;
+    if (log->storage == CPS_STORAGE_FULL) storage_works(log);
+    if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
+    return true;
+}
+
+/* Everything before it is durable, or settled, or in a file that failed and will never be synced; only what is behind it
+ * is worth a sync. */
+static uint64_t confirmed(cps_log *log) {
+    for (const cps_segment *s = cps_store_unsealed(&log->store); s != NULL; s = s->next) {
+        if (s->poison != CPS_OK || s->synced_end == s->end || s->end <= log->settled.head) continue;
+        return s->synced_end > log->settled.head ? s->synced_end : log->settled.head;
+    }
+    return cps_log_low(log);
+}
+
+/* The next segment to sync now: power mode and requests want all, otherwise full ones when they are old enough or many. */
+static cps_segment *due_for_sync(cps_log *log, uint64_t now, bool all) {
+    cps_segment *first = NULL;
+    unsigned waiting = 0;
+    for (cps_segment *s = cps_store_unsealed(&log->store); s != NULL; s = s->next) {
+        if (s->sealed || s->poison != CPS_OK || s->end <= log->settled.head) continue;
+        if (s->synced_end == s->end && !(s->full && all)) continue;
+        if (all || (s->full && now >= s->unsynced_since_ms + log->config.seal_after_ms)) return s;
+        if (first == NULL) first = s;
+        if (s->full && ++waiting > CPS_UNSEALED_MAX) return first;
+    }
+    return NULL;
 }
 
 /* ---- spilling ---- */
@@ -146,6 +179,19 @@ static uint64_t spill_goal(const cps_log *log, uint64_t now) {
     return 0;
 }
 
+/* Drop the oldest segment, if that is the policy.  May let the lock go.  CPS_OK: look again; CPS_EMPTY: none may go; CPS_IO:
+ * the storage failed. */
+static CPS_MUST_CHECK enum cps_status drop_one(cps_log *log) {
+    if (log->config.on_full != CPS_ON_FULL_DROP_OLDEST) return CPS_EMPTY;
+    cps_segment *victim = cps_log_victim(log);
+    if (victim == NULL) return CPS_EMPTY;
+    /* In power mode the ring holds what is not synced, as one run: no hole may come into it. */
+    cps_segment *unsynced = is_power(log) && confirmed(log) < victim->end ? due_for_sync(log, now_ms(log), true) : NULL;
+    if (unsynced != NULL) return sync_segment(log, unsynced) ? CPS_OK : CPS_IO;
+    cps_log_drop_segment(log, victim);
+    return CPS_OK;
+}
+
 /* Make room within the user's limits for one more message and a file of `file_bytes` (0: no new one).  Lets the lock go.
  * False: there is none. */
 static bool keep_limits(cps_log *log, uint64_t file_bytes) {
@@ -157,8 +203,14 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
         bool large = file_bytes != 0 && taken + file_bytes > config->spool_bytes_max;
         if (!crowded && !large) return true;
         if (remove_one(log)) continue;
-        if (large && shrink_one(log)) continue;
-        if (config->on_full == CPS_ON_FULL_DROP_OLDEST && cps_log_drop_segment(log)) continue;
+        enum cps_status shrunk = large ? shrink_one(log) : CPS_EMPTY;
+        if (shrunk == CPS_OK) continue;
+        if (shrunk == CPS_IO) return false; /* how long to wait after that is known already */
+        /* Files that are waiting to be removed are no reason to drop others. */
+        bool may_drop = crowded || log->store.file_bytes + file_bytes > config->spool_bytes_max;
+        enum cps_status dropped = may_drop ? drop_one(log) : CPS_EMPTY;
+        if (dropped == CPS_OK) continue;
+        if (dropped == CPS_IO) return false;
         storage_full(log);
         return false;
     }
@@ -171,7 +223,7 @@ static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
     while (keep_limits(log, file_bytes)) {
         cps_segment_identity identity = {.epoch = log->epoch, .serial = log->serial++, .base = position};
         memcpy(identity.spool_id, log->meta.spool_id, 16);
-        cps_segment *segment;
+        cps_segment *segment = NULL;
         int error = 0;
         (void)pthread_mutex_unlock(&log->lock);
         enum cps_status status =
@@ -182,8 +234,9 @@ static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
             log->active = segment;
             return true;
         }
+        if (segment != NULL) cps_log_discard(log, segment);
         bool no_space = status == CPS_IO && (error == ENOSPC || error == EDQUOT);
-        if (no_space && log->config.on_full == CPS_ON_FULL_DROP_OLDEST && cps_log_drop_segment(log)) {
+        if (no_space && drop_one(log) == CPS_OK) {
             while (remove_one(log)) {}
             continue; /* the disk is smaller than the quota: the oldest make room for the newest all the same */
         }
@@ -290,9 +343,12 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
             take_in(log, size, position, messages, bytes);
         } else {
             storage_failed(log, active->error);
+            take_back(log, active);
             give_up(log, active); /* what memory still holds goes to a new file */
             done = false;
         }
+    } else if (log->active != NULL && log->active->end == log->active->base) {
+        cps_log_retire(log, log->active); /* made for a position that is not the next one any more */
     }
     log->spilling = false;
     cps_log_normalise(log);
@@ -302,18 +358,8 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
 
 /* ---- what is due ---- */
 
-/* The next segment to sync now: power mode and requests want all, otherwise full ones when they are old enough. */
-static cps_segment *due_for_sync(cps_log *log, uint64_t now, bool all) {
-    for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
-        if (s->sealed || s->poison != CPS_OK || s->end <= log->settled.head) continue;
-        if (s->synced_end == s->end && !(s->full && all)) continue;
-        if (all || (s->full && now >= s->unsynced_since_ms + log->config.seal_after_ms)) return s;
-    }
-    return NULL;
-}
-
-static bool wants_sync(const cps_log *log) {
-    if (log->closing || log->sync_goal > cps_log_synced(log)) return true;
+static bool wants_sync(cps_log *log) {
+    if (log->closing || log->sync_goal > confirmed(log)) return true;
     /* In power mode the ring gives room only for what is synced. */
     uint64_t held = cps_ring_low(log->ring);
     bool crowded = log->producers_waiting > 0 || cps_ring_published(log->ring) - held > log->home.ring_bytes / 2;
@@ -376,17 +422,32 @@ static void reserve(cps_log *log, uint64_t now) {
     else log->reserve_due_ms = now + CPS_RETRY_MAX_MS; /* half a block, 2^39 bytes, is left until it must work */
 }
 
+/* What must not wait for the end of a long spill.  Each lets the lock go, so it ends the round: only a look that was not
+ * interrupted may end in sleep.  False: nothing was due. */
+static bool keep_house(cps_log *log, uint64_t now) {
+    cps_segment *overdue;
+    if (remove_one(log)) return true;
+    bool asked = log->sync_goal > confirmed(log) && cps_log_low(log) >= log->sync_goal; /* it is all in files */
+    if (checkpoint_wanted(log) && now >= log->checkpoint_due_ms) checkpoint(log, now);
+    else if (reservation_short(log, now)) reserve(log, now);
+    else if ((overdue = due_for_sync(log, now, asked)) != NULL) (void)sync_segment(log, overdue);
+    else return false;
+    return true;
+}
+
 /* Last act: everything is on the disk, or cannot be brought there. */
 static void finish(cps_log *log) {
     if (log->active != NULL) log->active->full = true;
     log->active = NULL;
     (void)sync_due(log);
+    log->remove_due_ms = 0; /* one more chance */
     while (remove_one(log)) {}
     uint64_t published = cps_ring_published(log->ring);
     bool everything = cps_log_low(log) == published && cps_log_synced(log) == published;
     log->meta.clean = everything;
     if (everything) log->meta.next_position = published;
-    if (save_meta(log, true) == CPS_OK && log->unlinked) sync_removals(log);
+    log->told = save_meta(log, true) == CPS_OK;
+    if (log->told && log->unlinked) sync_removals(log);
 }
 
 /* ---- the loop ---- */
@@ -395,7 +456,7 @@ static uint64_t earlier(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* Power mode: has the next group commit to be timed? */
 static bool sync_clock_wanted(const cps_log *log) {
-    return is_power(log) && log->sync_due_ms == 0 && log->sync_goal == 0 && !cps_log_hopeless(log, NEVER);
+    return is_power(log) && log->sync_due_ms == 0 && log->sync_goal == 0;
 }
 
 /* Start the clocks of what waits in the ring; one that has run out sets a goal.  The goal is where the log ends at that
@@ -405,25 +466,30 @@ static void run_clocks(cps_log *log, uint64_t now) {
     bool waiting = published > cps_log_low(log);
     if (log->offline_due_ms != 0 && now >= log->offline_due_ms) {
         log->offline_due_ms = 0;
-        log->spill_goal = published;
+        /* What waited when the clock was started; a reader that has taken all of that keeps up. */
+        if (cps_log_low(log) < log->offline_goal) log->spill_goal = published;
     }
     if (log->sync_due_ms != 0 && now >= log->sync_due_ms) {
         log->sync_due_ms = 0;
         if (published > log->sync_goal) log->sync_goal = published;
     }
-    if (!log->link_up && log->offline_due_ms == 0 && waiting) log->offline_due_ms = now + log->config.spill_after_ms;
-    if (sync_clock_wanted(log) && published > cps_log_synced(log)) log->sync_due_ms = now + log->config.sync_interval_ms;
+    if (!log->link_up && log->offline_due_ms == 0 && waiting) {
+        log->offline_due_ms = now + log->config.spill_after_ms;
+        log->offline_goal = published;
+    }
+    if (sync_clock_wanted(log) && published > confirmed(log)) log->sync_due_ms = now + log->config.sync_interval_ms;
 }
 
 static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
     uint64_t deadline = NEVER;
     bool works = log->storage == CPS_STORAGE_OK;
-    if (!works && (waiting || now < log->retry_at_ms)) deadline = log->retry_at_ms;
+    if (!works && now < log->retry_at_ms) deadline = log->retry_at_ms;
     if (works && log->offline_due_ms != 0 && waiting) deadline = earlier(deadline, log->offline_due_ms);
     if (log->sync_due_ms != 0) deadline = earlier(deadline, log->sync_due_ms);
+    if (log->retired != NULL && now < log->remove_due_ms) deadline = earlier(deadline, log->remove_due_ms);
     log->checkpoint_timed = checkpoint_wanted(log);
     if (log->checkpoint_timed) deadline = earlier(deadline, log->checkpoint_due_ms);
-    for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
+    for (const cps_segment *s = cps_store_unsealed(&log->store); s != NULL; s = s->next)
         if (s->full && !s->sealed && s->poison == CPS_OK && s->synced_end < s->end)
             deadline = earlier(deadline, s->unsynced_since_ms + log->config.seal_after_ms);
     return deadline;
@@ -432,13 +498,13 @@ static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
 /* Producers wake us when `published` passes a threshold: the next record where it starts a clock, else a ring half full.
  * Arming fails when it has passed already, so that a record that comes just now is not overlooked. */
 static void sleep_until_needed(cps_log *log, uint64_t now) {
-    uint64_t low = cps_log_low(log), synced = cps_log_synced(log);
+    uint64_t low = cps_log_low(log), synced = confirmed(log);
     bool waiting = cps_ring_published(log->ring) > low;
     uint64_t threshold = low + log->home.ring_bytes / 2;
     if (!log->link_up && (!waiting || log->offline_due_ms == 0)) threshold = low;
     if (sync_clock_wanted(log) && synced < threshold) threshold = synced;
     if (log->storage == CPS_STORAGE_FAILED) threshold = low; /* the next record is a try */
-    bool may_write = log->storage == CPS_STORAGE_OK || (log->storage == CPS_STORAGE_FAILED && now >= log->retry_at_ms);
+    bool may_write = log->storage == CPS_STORAGE_OK || now >= log->retry_at_ms;
     if (may_write && !cps_ring_arm(log->ring, CPS_WAKE_FLUSHER, threshold)) return;
     (void)cps_log_timed_wait(log, &log->work, next_deadline(log, now, waiting));
 }
@@ -449,16 +515,14 @@ void *cps_flusher_run(void *argument) {
     for (;;) {
         uint64_t now = now_ms(log);
         run_clocks(log, now);
+        if (!log->closing && keep_house(log, now)) continue;
         uint64_t goal = spill_goal(log, now);
         if (goal != 0 && (spill_batch(log, goal) || !log->closing)) continue;
-        if (log->sync_goal <= cps_log_synced(log) || cps_log_hopeless(log, log->sync_goal)) log->sync_goal = 0;
-        if (due_for_sync(log, now, wants_sync(log)) != NULL && (sync_due(log) || !log->closing)) continue;
-        if (remove_one(log)) continue;
+        if (log->sync_goal <= confirmed(log)) log->sync_goal = 0;
+        if (due_for_sync(log, now, wants_sync(log)) != NULL && (sync_due(log) || !log->closing || log->retry_at_ms == 0))
+            continue;
         if (log->closing) break;
-        /* Each of these lets the lock go, so it ends the round: only a look that was not interrupted may end in sleep. */
-        if (checkpoint_wanted(log) && now >= log->checkpoint_due_ms) checkpoint(log, now);
-        else if (log->unlinked) sync_removals(log);
-        else if (reservation_short(log, now)) reserve(log, now);
+        if (log->unlinked) sync_removals(log); /* lets the lock go, so what was looked at may have changed */
         else sleep_until_needed(log, now);
     }
     finish(log);

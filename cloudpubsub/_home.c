@@ -1,6 +1,7 @@
 /* The ring's home; see the header. */
 #include "_home.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -71,10 +72,16 @@ enum cps_status cps_home_find(const cps_io *io, const char *directory, const uin
     home->io = io;
     enum cps_status status = name_path(home, directory, spool_id);
     if (status != CPS_OK) return status;
+    home->handle = -1;
     int handle;
-    if (io->open(io->context, home->path, CPS_IO_READ_WRITE, &handle, error) != CPS_OK) return CPS_EMPTY;
+    if (io->open(io->context, home->path, CPS_IO_READ_WRITE, &handle, error) != CPS_OK) {
+        /* Only where there is nothing of ours may another be made in its place: any other error may pass. */
+        bool is_none = *error == ENOENT || *error == ENOTDIR || *error == ELOOP || *error == EISDIR;
+        return is_none ? CPS_EMPTY : CPS_IO;
+    }
     cps_io_facts facts;
     status = io->facts(io->context, handle, &facts, error);
+    if (status == CPS_OK) status = io->lock(io->context, handle, error);
     if (status == CPS_OK && (!facts.is_regular || !facts.is_in_memory || facts.owner_uid != geteuid() ||
                              (facts.mode & 077) != 0 || facts.size_bytes <= page_bytes() ||
                              facts.allocated_bytes < facts.size_bytes))
@@ -91,7 +98,8 @@ enum cps_status cps_home_find(const cps_io *io, const char *directory, const uin
             }
         }
     }
-    io->close(io->context, handle);
+    if (status == CPS_OK) home->handle = handle;
+    else io->close(io->context, handle);
     return status;
 }
 
@@ -106,9 +114,12 @@ static CPS_MUST_CHECK enum cps_status map_file(const cps_io *io, cps_home *home,
     status = io->facts(io->context, handle, &facts, error);
     if (status == CPS_OK && !facts.is_in_memory) status = CPS_UNKNOWN;
     if (status == CPS_OK) status = io->allocate(io->context, handle, size, error);
+    if (status == CPS_OK) status = io->lock(io->context, handle, error);
     if (status == CPS_OK) status = io->map(io->context, handle, size, true, mapping, error);
-    io->close(io->context, handle);
-    if (status != CPS_OK) {
+    if (status == CPS_OK) {
+        home->handle = handle;
+    } else {
+        io->close(io->context, handle);
         int ignored; /* the first error is the one to report */
         (void)!io->remove(io->context, home->path, &ignored);
     }
@@ -119,6 +130,7 @@ enum cps_status cps_home_make(const cps_io *io, const char *directory, const uin
                               uint64_t position, cps_home *home, int *error) {
     memset(home, 0, sizeof *home);
     home->io = io;
+    home->handle = -1;
     size_t size = page_bytes() + (size_t)ring_bytes;
     uint8_t *mapping;
     enum cps_status status;
@@ -146,7 +158,10 @@ enum cps_status cps_home_make(const cps_io *io, const char *directory, const uin
     return CPS_OK;
 }
 
-void cps_home_announce(cps_home *home, uint64_t generation) {
+void cps_home_announce(cps_home *home, uint64_t current, uint64_t generation) {
+    uint64_t next = atomic_load_explicit(&home->shared->next_generation, memory_order_relaxed); /* ours alone */
+    /* The last take-over was killed, or failed, between saving and committing: it is the current one all the same. */
+    if (next != 0 && next == current) atomic_store_explicit(&home->shared->generation, next, memory_order_release);
     atomic_store_explicit(&home->shared->next_generation, generation, memory_order_release);
     home->shared->writer_pid = (uint32_t)getpid();
 }
@@ -162,4 +177,6 @@ void cps_home_close(cps_home *home, bool remove) {
     if (remove && home->in_file) (void)!home->io->remove(home->io->context, home->path, &ignored);
     home->io->unmap(home->io->context, home->mapping, home->mapping_bytes);
     home->mapping = NULL;
+    if (home->handle >= 0) home->io->close(home->io->context, home->handle);
+    home->handle = -1;
 }

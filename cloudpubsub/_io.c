@@ -235,6 +235,13 @@ static uint64_t system_monotonic_ms(void *context) {
     return clock_ms(CLOCK_MONOTONIC);
 }
 
+static bool system_wait_until(void *context, pthread_cond_t *condition, pthread_mutex_t *lock, uint64_t deadline_ms) {
+    (void)context;
+    if (deadline_ms / 1000 > INT32_MAX) deadline_ms = (uint64_t)INT32_MAX * 1000; /* 68 years of uptime fit any time_t */
+    struct timespec until = {.tv_sec = (time_t)(deadline_ms / 1000), .tv_nsec = (long)(deadline_ms % 1000) * 1000000};
+    return pthread_cond_timedwait(condition, lock, &until) != ETIMEDOUT;
+}
+
 static uint64_t system_tick_ms(void *context) {
     (void)context;
     return clock_ms(CLOCK_MONOTONIC_COARSE);
@@ -304,6 +311,7 @@ static const cps_io system_io = {
     .populate = system_populate,
     .forget = system_forget,
     .monotonic_ms = system_monotonic_ms,
+    .wait_until = system_wait_until,
     .tick_ms = system_tick_ms,
     .boottime_ms = system_boottime_ms,
     .wall_ms = system_wall_ms,

@@ -10,6 +10,7 @@
 #ifndef CPS_IO_H
 #define CPS_IO_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -77,6 +78,9 @@ struct cps_io {
     uint64_t (*tick_ms)(void *context);      /* the same, a few milliseconds late and five times cheaper */
     uint64_t (*boottime_ms)(void *context);  /* for age; goes on while the machine sleeps */
     uint64_t (*wall_ms)(void *context);      /* since 1970; may jump; only ever shown, never compared */
+    /* Wait on a condition, made with CLOCK_MONOTONIC, whose `lock` is held.  False: `monotonic_ms` has passed
+     * `deadline_ms`.  May return true for no reason, as every wait on a condition may. */
+    bool (*wait_until)(void *context, pthread_cond_t *condition, pthread_mutex_t *lock, uint64_t deadline_ms);
     void (*boot_id)(void *context, uint8_t id[16]); /* zeros where the system has none */
     void (*random)(void *context, void *bytes, size_t size);
 };

@@ -26,6 +26,76 @@ static void init_waits(cps_log *log) {
     (void)pthread_condattr_destroy(&attributes);
 }
 
+/* ---- forks ---- */
+
+/* All logs, each from before its lock file is opened until after it is closed.  A child that inherits a lock file's handle
+ * shares its lock, so whoever forks must know every one, also of a log that is just being opened or closed.  The mutex is
+ * held for no more than opening or closing these files, and over a fork. */
+static pthread_mutex_t logs_lock = PTHREAD_MUTEX_INITIALIZER;
+static cps_log *logs;
+
+static void before_fork(void) { (void)pthread_mutex_lock(&logs_lock); }
+static void after_fork_in_parent(void) { (void)pthread_mutex_unlock(&logs_lock); }
+
+/* Close the handles without touching anything that the parent sees. */
+static void let_go(const cps_log *log) {
+    const cps_io *io = log->io;
+    if (log->lock_handle >= 0) io->close(io->context, log->lock_handle);
+    if (log->home.handle >= 0) io->close(io->context, log->home.handle);
+    if (!log->has_store) return;
+    io->close(io->context, log->meta.handle);
+    /* No lock is taken: another thread of the parent may have held it when the child was made.  The lists can be walked
+     * at any moment, and a handle that was just being closed is already forgotten. */
+    const cps_segment *lists[] = {log->store.first, log->retired};
+    for (size_t i = 0; i < 2; i++)
+        for (const cps_segment *s = lists[i]; s != NULL; s = s->next) {
+            if (s->handle >= 0) io->close(io->context, s->handle);
+            if (s->read_handle >= 0) io->close(io->context, s->read_handle);
+        }
+}
+
+static void after_fork_in_child(void) {
+    for (const cps_log *log = logs; log != NULL; log = log->next) let_go(log);
+    logs = NULL; /* their numbers may be somebody else's when this child forks in turn */
+    (void)pthread_mutex_unlock(&logs_lock);
+}
+
+static void watch_forks(void) { CPS_ASSERT(pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0); }
+
+static void enter_list(cps_log *log) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    (void)pthread_once(&once, watch_forks);
+    (void)pthread_mutex_lock(&logs_lock);
+    log->next = logs;
+    logs = log;
+    (void)pthread_mutex_unlock(&logs_lock);
+}
+
+static void leave_list(cps_log *log) {
+    (void)pthread_mutex_lock(&logs_lock);
+    cps_log **link = &logs;
+    while (*link != log) link = &(*link)->next;
+    *link = log->next;
+    if (log->lock_handle >= 0) log->io->close(log->io->context, log->lock_handle);
+    (void)pthread_mutex_unlock(&logs_lock);
+}
+
+static void close_home(cps_log *log, bool remove) {
+    (void)pthread_mutex_lock(&logs_lock);
+    cps_home_close(&log->home, remove);
+    (void)pthread_mutex_unlock(&logs_lock);
+}
+
+static CPS_MUST_CHECK enum cps_status open_lock(cps_log *log, const char *path, int *error) {
+    const cps_io *io = log->io;
+    int handle = -1;
+    (void)pthread_mutex_lock(&logs_lock);
+    enum cps_status status = io->open(io->context, path, CPS_IO_ENSURE, &handle, error);
+    if (status == CPS_OK) log->lock_handle = handle;
+    (void)pthread_mutex_unlock(&logs_lock);
+    return status;
+}
+
 /* Lock, meta file, segments. */
 static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opened) {
     const cps_log_config *config = &log->config;
@@ -33,11 +103,8 @@ static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opene
     char path[CPS_PATH_MAX];
     opened->where = "the lock file";
     enum cps_status status = join_path(path, config->directory, "lock");
-    if (status == CPS_OK) status = io->open(io->context, path, CPS_IO_ENSURE, &log->lock_handle, &opened->error);
-    if (status != CPS_OK) {
-        log->lock_handle = -1;
-        return status;
-    }
+    if (status == CPS_OK) status = open_lock(log, path, &opened->error);
+    if (status != CPS_OK) return status;
     status = io->lock(io->context, log->lock_handle, &opened->error);
     if (status != CPS_OK) return status;
     opened->where = "the folder for segments";
@@ -114,25 +181,47 @@ static void pending_on_disk(const cps_log *log, uint64_t *messages, uint64_t *by
 
 static uint64_t next_block(uint64_t position) { return (position / CPS_POSITION_BLOCK + 1) * CPS_POSITION_BLOCK; }
 
-/* Take over the ring that the last process left, if it is the last one's.  False: there is none. */
-static bool adopt_ring(cps_log *log, cps_opened *opened) {
+/* Segments that the killed process was writing: the ring still has what they hold from `spilled` on, and nobody knows
+ * whether a write or a sync of theirs had failed.  So that part is written anew, to another file. */
+static CPS_MUST_CHECK enum cps_status forget_unsaid(cps_log *log, cps_opened *opened) {
+    uint64_t from = cps_log_low(log);
+    enum cps_status status = CPS_OK;
+    while (status == CPS_OK && log->store.last != NULL && log->store.last->end > from) {
+        cps_segment *last = log->store.last;
+        cps_store_take(&log->store, last);
+        opened->recovery.scan.records -= last->messages;
+        if (last->base < from) status = cps_segment_trim(last, from, &log->scratch, &opened->error);
+        if (last->base < from) opened->recovery.scan.records += last->messages;
+        if (status == CPS_OK && last->end > last->base) {
+            cps_store_add(&log->store, last);
+            break;
+        }
+        if (last->base >= from) cps_log_discard(log, last);
+        else cps_segment_close(last);
+    }
+    return status;
+}
+
+/* Take over the ring that the last process left, if it is the last one's.  CPS_OK; CPS_EMPTY: there is none; CPS_LOCKED;
+ * CPS_IO; CPS_NO_MEMORY. */
+static CPS_MUST_CHECK enum cps_status adopt_ring(cps_log *log, cps_opened *opened) {
     const cps_log_config *config = &log->config;
-    int ignored; /* whatever is wrong with it, a new one is made */
-    if (config->ring_directory == NULL || !log->has_store) return false;
-    if (cps_home_find(log->io, config->ring_directory, log->meta.spool_id, log->meta.generation, &log->home,
-                      &ignored) != CPS_OK)
-        return false;
+    if (config->ring_directory == NULL || !log->has_store) return CPS_EMPTY;
+    (void)pthread_mutex_lock(&logs_lock); /* its file is locked too */
+    enum cps_status status = cps_home_find(log->io, config->ring_directory, log->meta.spool_id, log->meta.generation,
+                                           &log->home, &opened->error);
+    (void)pthread_mutex_unlock(&logs_lock);
+    if (status != CPS_OK) return status;
     cps_produced produced;
     cps_shared_read_produced(log->home.shared, &produced);
     cps_shared_read_settled(log->home.shared, &log->settled);
     uint64_t disk_end = log->store.last != NULL ? log->store.last->end : 0;
     if (disk_end > produced.published) { /* the disk knows more: not the ring of the last process after all */
-        cps_home_close(&log->home, false);
-        return false;
+        close_home(log, false);
+        return CPS_EMPTY;
     }
-    if (disk_end > log->settled.spilled) log->settled.spilled = disk_end; /* written, but killed before it said so */
     opened->ring_adopted = true;
-    return true;
+    return forget_unsaid(log, opened);
 }
 
 /* No ring survived: what is on the disk is all there is, and positions start where none was ever issued. */
@@ -147,11 +236,13 @@ static CPS_MUST_CHECK enum cps_status start_ring(cps_log *log, cps_opened *opene
     log->settled.spilled = start;
     const char *directory = config->durability != CPS_DURABILITY_MEMORY && log->has_store ? config->ring_directory : NULL;
     enum cps_status status = CPS_UNKNOWN;
+    (void)pthread_mutex_lock(&logs_lock);
     if (directory != NULL)
         status = cps_home_make(log->io, directory, log->meta.spool_id, config->ring_bytes, start, &log->home,
                                &opened->error);
     if (status != CPS_OK) /* no tmpfs to be had: plain memory, and the caller says so to the user */
         status = cps_home_make(log->io, NULL, log->meta.spool_id, config->ring_bytes, start, &log->home, &opened->error);
+    (void)pthread_mutex_unlock(&logs_lock);
     return status;
 }
 
@@ -179,9 +270,10 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     cps_meta *meta = &log->meta;
     cps_produced produced;
     cps_shared_read_produced(log->home.shared, &produced);
+    uint64_t current = meta->generation;
     do log->io->random(log->io->context, &meta->generation, sizeof meta->generation);
     while (meta->generation == 0); /* 0 means none */
-    cps_home_announce(&log->home, meta->generation);
+    cps_home_announce(&log->home, current, meta->generation);
     log->reserved_end = next_block(produced.published) + CPS_POSITION_BLOCK;
     meta->epoch = log->epoch;
     meta->next_position = log->reserved_end;
@@ -190,25 +282,31 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     meta->settled = log->settled;
     opened->where = "the meta file";
     enum cps_status status = cps_meta_save(meta, true);
+    /* Twice, so that no slot is left from before this open: it may say "clean", and a bit may flip in the newer one. */
+    if (status == CPS_OK) status = cps_meta_save(meta, true);
     opened->error = meta->error;
     if (status == CPS_OK)
         status = log->io->sync_directory(log->io->context, log->config.directory, &opened->error);
+    /* The names of files that a killed process had sealed may not be durable yet. */
+    if (status == CPS_OK) status = log->io->sync_directory(log->io->context, log->directory, &opened->error);
     if (status == CPS_OK) cps_home_commit(&log->home, meta->generation);
     return status;
 }
 
 static void release(cps_log *log, bool remove_home) {
-    const cps_io *io = log->io;
+    bool has_store = log->has_store;
+    log->has_store = false; /* a child that is forked from here on closes the lock and leaks the rest at worst */
     if (log->ring != NULL) cps_ring_close(log->ring);
-    cps_home_close(&log->home, remove_home);
+    close_home(log, remove_home);
     cps_store_close(&log->store);
     while (log->retired != NULL) {
         cps_segment *segment = log->retired;
         log->retired = segment->next;
-        cps_segment_close(segment, true);
+        (void)!cps_segment_remove(segment); /* if it stays, the next open finds it settled */
+        cps_segment_close(segment);
     }
-    if (log->has_store) cps_meta_close(&log->meta);
-    if (log->lock_handle >= 0) io->close(io->context, log->lock_handle); /* last: the spool is free from here on */
+    if (has_store) cps_meta_close(&log->meta);
+    leave_list(log); /* and close the lock.  Last: the spool is free from here on */
     cps_scratch_close(&log->scratch);
     free(log->staging);
     (void)pthread_cond_destroy(&log->settled_moved);
@@ -253,8 +351,9 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     opened->clean = log->meta.clean || log->meta.epoch == 0;
     log->epoch = log->meta.epoch + 1;
     opened->where = "the ring";
-    bool adopted = adopt_ring(log, opened);
-    if (!adopted) status = start_ring(log, opened);
+    status = adopt_ring(log, opened);
+    bool adopted = status == CPS_OK;
+    if (status == CPS_EMPTY) status = start_ring(log, opened);
     if (status == CPS_OK) status = count_settled(log, &opened->error);
     if (status != CPS_OK) return status;
     opened->ring_in_file = log->home.in_file;
@@ -282,8 +381,9 @@ enum cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_op
     if (log == NULL) return CPS_NO_MEMORY;
     log->config = *config;
     log->io = config->io;
-    log->lock_handle = -1;
+    log->lock_handle = log->home.handle = -1;
     init_waits(log);
+    enter_list(log);
     enum cps_status status = open_all(log, opened);
     log->config.directory = log->config.ring_directory = NULL; /* were borrowed */
     log->config.identity = NULL;
@@ -310,6 +410,7 @@ bool cps_log_finish(cps_log *log, uint64_t timeout_ms) {
     (void)pthread_mutex_lock(&log->lock);
     if (log->reading != NULL) log->reading->users--;
     log->reading = NULL;
+    if (!log->closing) log->last_tries = CPS_LAST_TRIES;
     log->closing = true;
     log->retry_at_ms = 0; /* a storage that failed gets one more chance */
     (void)pthread_cond_broadcast(&log->work);
@@ -333,22 +434,8 @@ void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
         return;
     }
     if (log->flusher_runs) (void)pthread_join(log->flusher, NULL);
-    release(log, *unsaved == 0 || !log->has_store);
-}
-
-void cps_log_forked(cps_log *log) {
-    const cps_io *io = log->io;
-    if (log->lock_handle >= 0) io->close(io->context, log->lock_handle);
-    if (!log->has_store) return;
-    io->close(io->context, log->meta.handle);
-    /* No lock is taken: another thread of the parent may have held it when the child was made.  The lists can be walked
-     * at any moment, and a handle that was just being closed is already forgotten. */
-    cps_segment *lists[] = {log->store.first, log->retired};
-    for (size_t i = 0; i < 2; i++)
-        for (const cps_segment *s = lists[i]; s != NULL; s = s->next) {
-            if (s->handle >= 0) io->close(io->context, s->handle);
-            if (s->read_handle >= 0) io->close(io->context, s->read_handle);
-        }
+    /* A ring whose records or counters are nowhere else stays for the next open. */
+    release(log, (*unsaved == 0 && log->told) || !log->has_store);
 }
 
 void cps_log_check(cps_log *log) {

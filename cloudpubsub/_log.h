@@ -125,9 +125,6 @@ bool cps_log_finish(cps_log *log, uint64_t timeout_ms);
 /* Refuse new records and end all waits with CPS_CLOSED; the reader goes on. */
 void cps_log_shut(cps_log *log);
 
-/* In a forked child: close the handles without touching anything that the parent sees.  The log must not be used. */
-void cps_log_forked(cps_log *log);
-
 /* ---- producers ---- */
 
 /* `try_only`: never waits; CPS_BUSY means call again without it.  Otherwise waits for room as `on_full` and the time

@@ -14,7 +14,9 @@ enum {
     CPS_PIN_FLUSHER = 0,
     CPS_PIN_READER = 1,
     CPS_STAGING_BYTES = 256 * 1024,
-    CPS_READ_TRIES = 3,
+    CPS_READ_TRIES = 3, /* at least a second apart */
+    CPS_LAST_TRIES = 2,
+    CPS_UNSEALED_MAX = 64, /* full segments that may wait for their sync: each has a file open */
 };
 #define CPS_RETRY_MIN_MS 1000u
 #define CPS_RETRY_MAX_MS 60000u
@@ -26,6 +28,7 @@ struct cps_log {
     bool has_store;
     char directory[CPS_PATH_MAX];
     int lock_handle; /* -1: none */
+    struct cps_log *next; /* of all that are open in this process */
     cps_home home;
     cps_ring *ring;
     uint32_t epoch;
@@ -44,6 +47,7 @@ struct cps_log {
     cps_segment *active;  /* flusher's; NULL: the next batch starts a new one */
     cps_segment *retired; /* out of the store, to be removed when nobody reads them */
     uint64_t retired_bytes; /* of their files, which still count against the quota */
+    uint64_t remove_due_ms; /* when removing may be tried again after it failed */
     bool unlinked;          /* the directory is to be synced for a removal */
     uint32_t serial;
     bool spilling; /* the flusher is copying or writing: the low end of the ring may not be dropped */
@@ -56,6 +60,7 @@ struct cps_log {
     uint64_t retry_delay_ms;
 
     bool link_up;
+    uint64_t offline_goal; /* where the log ended when that clock was started */
     uint64_t offline_due_ms; /* when what the ring holds is to be spilled for want of a link; 0: not set */
     uint64_t sync_due_ms;    /* power mode: next group commit; 0: nothing to commit */
     uint64_t checkpoint_due_ms;
@@ -67,7 +72,9 @@ struct cps_log {
 
     bool shut;    /* no new records */
     bool closing; /* the flusher is to finish */
+    unsigned last_tries; /* ... and may try again so often when a sync fails */
     bool stopped; /* it has */
+    bool told;    /* ... and its last cursors and counters are in the meta file */
     pthread_t flusher;
     bool flusher_runs;
     uint8_t *staging; /* flusher's own */
@@ -90,6 +97,7 @@ struct cps_log {
     uint64_t read_from;
     cps_scratch scratch;
     unsigned read_failures;
+    uint64_t read_failed_ms; /* when the last of them was counted */
 };
 
 /* All of these: with the log's lock held. */
@@ -103,8 +111,10 @@ uint64_t cps_log_next(const cps_log *log, uint64_t position); /* where the next 
 void cps_log_normalise(cps_log *log);  /* head passes over holes; drained segments retire */
 void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages, uint64_t bytes, enum cps_reason reason);
 uint64_t cps_log_synced(const cps_log *log);
-bool cps_log_drop_segment(cps_log *log); /* oldest one with nothing in flight; false: there is none */
+cps_segment *cps_log_victim(const cps_log *log); /* oldest one with nothing in flight; NULL: there is none */
+void cps_log_drop_segment(cps_log *log, cps_segment *victim);
 void cps_log_retire(cps_log *log, cps_segment *segment); /* out of the log; the flusher removes it when nobody holds it */
+void cps_log_discard(cps_log *log, cps_segment *segment); /* the same for one that is not in the store */
 void cps_log_leave_segment(cps_log *log); /* the reader's; lets the lock go */
 bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal` will never be synced */
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */

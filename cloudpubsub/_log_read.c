@@ -1,4 +1,6 @@
 /* The log's reader: batches of records from the disk first, then from the ring, and single records on request. */
+#include <errno.h>
+
 #include "_log_inside.h"
 
 /* The reader leaves the segment that it holds.  With the lock held, but for the unmapping. */
@@ -47,6 +49,18 @@ static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, ui
     cps_log_lose(log, position, end, messages, bytes, reason);
 }
 
+/* Under the lock: reading failed.  True: so often, and for a reason that will not pass, that the file counts as lost. */
+static bool is_given_up(cps_log *log, int error) {
+    uint64_t now = log->io->monotonic_ms(log->io->context);
+    log->storage_error = error;
+    if (error == EMFILE || error == ENFILE || error == ENOMEM || error == EINTR || error == EAGAIN) return false;
+    if (log->read_failures > 0 && now < log->read_failed_ms + CPS_RETRY_MIN_MS) return false;
+    log->read_failed_ms = now;
+    if (++log->read_failures < CPS_READ_TRIES) return false;
+    log->read_failures = 0;
+    return true;
+}
+
 static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segment, uint64_t position,
                                                 size_t max_bytes, cps_batch *batch) {
     CPS_ASSERT(segment->base <= position && position < segment->end);
@@ -63,12 +77,10 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
         if (span.size == 0)
             lose_range(log, segment, position, span.lost_end, span.lost_messages, CPS_REASON_DAMAGED);
     } else if (status == CPS_IO) {
-        log->storage_error = error;
-        if (++log->read_failures < CPS_READ_TRIES) {
+        if (!is_given_up(log, error)) {
             log->sent = position;
             return CPS_IO;
         }
-        log->read_failures = 0;
         span.size = 0;
         span.lost_end = end;
         lose_range(log, segment, position, end, segment->messages - segment->settled_messages, CPS_REASON_UNREADABLE);

@@ -1,10 +1,4 @@
 /* The log's producers, its policies when there is no room, waiters, and statistics. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#include <errno.h>
-#include <time.h>
-
 #include "_log_inside.h"
 
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms) {
@@ -12,9 +6,7 @@ bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadli
         (void)pthread_cond_wait(condition, &log->lock);
         return true;
     }
-    if (deadline_ms / 1000 > INT32_MAX) deadline_ms = (uint64_t)INT32_MAX * 1000; /* 68 years of uptime fit any time_t */
-    struct timespec until = {.tv_sec = (time_t)(deadline_ms / 1000), .tv_nsec = (long)(deadline_ms % 1000) * 1000000};
-    return pthread_cond_timedwait(condition, &log->lock, &until) != ETIMEDOUT;
+    return log->io->wait_until(log->io->context, condition, &log->lock, deadline_ms);
 }
 
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms) {
@@ -111,6 +103,10 @@ void cps_log_normalise(cps_log *log) {
 void cps_log_retire(cps_log *log, cps_segment *segment) {
     cps_store_take(&log->store, segment);
     if (log->active == segment) log->active = NULL;
+    cps_log_discard(log, segment);
+}
+
+void cps_log_discard(cps_log *log, cps_segment *segment) {
     segment->retired = true;
     segment->next = log->retired;
     log->retired = segment;
@@ -146,10 +142,13 @@ void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages,
     if (log->config.notify != NULL) log->config.notify(log->config.notify_user);
 }
 
-bool cps_log_drop_segment(cps_log *log) {
+cps_segment *cps_log_victim(const cps_log *log) {
     cps_segment *victim = log->store.first;
     while (victim != NULL && victim->base < log->sent && log->sent != log->settled.head) victim = victim->next;
-    if (victim == NULL || victim == log->active) return false;
+    return victim == log->active ? NULL : victim;
+}
+
+void cps_log_drop_segment(cps_log *log, cps_segment *victim) {
     uint64_t first = victim->base > log->settled.head ? victim->base : log->settled.head;
     uint64_t messages = victim->messages - victim->settled_messages;
     uint64_t bytes = victim->message_bytes - victim->settled_bytes;
@@ -160,7 +159,6 @@ bool cps_log_drop_segment(cps_log *log) {
     cps_log_lose(log, first, end, messages, bytes, CPS_REASON_QUOTA);
     cps_log_normalise(log);
     cps_log_commit(log);
-    return true;
 }
 
 /* Under the lock: drop the oldest records of the ring until one of `span` bytes fits.  False: they are in flight or on
@@ -290,7 +288,10 @@ uint64_t cps_log_published(const cps_log *log) { return cps_ring_published(log->
 
 void cps_log_link(cps_log *log, bool up) {
     (void)pthread_mutex_lock(&log->lock);
-    if (log->link_up && !up) log->offline_due_ms = cps_log_after(log, log->config.spill_after_ms);
+    if (log->link_up && !up) {
+        log->offline_due_ms = cps_log_after(log, log->config.spill_after_ms);
+        log->offline_goal = CPS_NO_LIMIT_MS;
+    }
     log->link_up = up;
     if (up) log->offline_due_ms = log->spill_goal = 0; /* what has not been written yet need not be */
     (void)pthread_cond_signal(&log->work);

@@ -10,10 +10,12 @@ Everything here runs on one thread at a time: first the connector, then the owne
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +33,17 @@ __all__ = ["WOULD_BLOCK", "Control", "Tap", "open_control", "waits_for"]
 #: What a non-blocking socket, plain or TLS, raises when it can do nothing now.
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _LINGER_BYTES = 1 << 16
+_open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked child must not keep a connection open, so that the broker sees it when the parent ends."""
+    for sock in list(_open_sockets):
+        sock.close()
+    _open_sockets.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def waits_for(blocked: OSError) -> int:
@@ -42,6 +55,7 @@ class _ClosingTLS(ssl.SSLSocket):
     """A TLS socket that does not outlive a failed handshake: paho would leave it to the garbage collector."""
 
     def do_handshake(self, block: bool = False) -> None:
+        _open_sockets.add(self)
         try:
             super().do_handshake(block)
         except BaseException:
@@ -85,8 +99,23 @@ class Tap:
             self.waits_for = waits_for(exc)
             raise BlockingIOError from None
         except OSError as exc:
-            self.error = exc
+            self.error = self._hear_why(exc)
             raise
+
+    def _hear_why(self, error: OSError) -> OSError:
+        """A write failed because the peer hung up; the alert that it sent before that, if it is still to be had."""
+        try:
+            while self.sock.recv(_LINGER_BYTES):
+                pass
+        except WOULD_BLOCK:
+            pass
+        except ssl.SSLEOFError:
+            pass
+        except ssl.SSLError as better:
+            return better
+        except OSError:
+            pass
+        return error
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -119,6 +148,11 @@ class Control(PahoClient):
     """A paho client for one connection.  `tap` is there once TCP and TLS are up."""
 
     tap: Tap | None = None
+
+    def _create_socket_connection(self) -> socket.socket:
+        sock = super()._create_socket_connection()
+        _open_sockets.add(sock)  # before the TLS handshake, which may take long
+        return sock
 
     def _create_socket(self) -> SocketLike:
         sock = cast(socket.socket, super()._create_socket())

@@ -87,6 +87,8 @@ class Publisher(Connection):
 
     def _lost(self) -> None:
         try:
+            # Nothing is in flight without a link, and may be dropped where that is the policy.
+            self._restart()
             self._spool_log.link(False)
         except ClosedError:
             pass  # closed while we hung; there is nothing to tell any more

@@ -131,6 +131,8 @@ class Spool:
         Raises ValueError if no pending message that was read starts there.
         """
         self._check_process()
+        if not 0 <= position < 1 << 63:
+            raise ValueError(f"position: {position} was never returned by append()")
         with self._read_lock:
             self._log.settle_through(position)
 
@@ -159,9 +161,6 @@ class Spool:
         # Before any lock: at the fork another thread of the parent may have held it.
         if self._pid != os.getpid():
             raise ForkedError("opened before a fork: the child process must open a spool of its own")
-
-    def _let_go(self) -> None:
-        """In a forked child: the log does all there is to do itself."""
 
     def __enter__(self) -> Spool:
         return self

@@ -32,6 +32,7 @@ enum {
     CPS_RECORD_FLAGS_KNOWN = CPS_RECORD_RETAIN,
 };
 #define CPS_RECORD_PAD 0x80000000u
+#define CPS_POSITION_MAX 0x8000000000000000u /* positions lie below it */
 #define CPS_RECORD_LENGTH_MAX 0x10000000u /* 256 MiB, above what MQTT can carry */
 
 typedef struct cps_record {

@@ -65,17 +65,18 @@ enum cps_status cps_segment_create(const cps_io *io, const char *directory, cons
     status = io->open(io->context, segment->path, CPS_IO_CREATE, &segment->handle, error);
     if (status != CPS_OK) {
         segment->handle = -1;
-        cps_segment_close(segment, false);
+        cps_segment_close(segment);
+        *out = NULL;
         return status;
     }
     status = io->allocate(io->context, segment->handle, file_bytes, error);
     if (status == CPS_OK) status = io->write(io->context, segment->handle, header, sizeof header, 0, error);
-    if (status != CPS_OK) {
-        cps_segment_close(segment, true);
-        return status;
-    }
     *out = segment;
-    return CPS_OK;
+    if (status != CPS_OK && cps_segment_remove(segment) == CPS_OK) {
+        cps_segment_close(segment);
+        *out = NULL;
+    }
+    return status;
 }
 
 uint32_t cps_record_crc(const uint8_t *at, const cps_record *record, uint32_t segment_epoch) {
@@ -106,8 +107,18 @@ void cps_segment_prepare(const cps_segment *segment, uint8_t *bytes, size_t size
     }
 }
 
+/* Forgotten first, then closed: a child that is forked in between leaks a handle at worst, and closes no stranger's. */
+static void shut_handle(const cps_io *io, int *handle) {
+    int closing = *handle;
+    *handle = -1;
+    if (closing >= 0) io->close(io->context, closing);
+}
+
+/* After a failure nothing is written through the handle again. */
 static enum cps_status poisoned(cps_segment *segment, enum cps_status status) {
-    if (status != CPS_OK) segment->poison = status;
+    if (status == CPS_OK) return CPS_OK;
+    segment->poison = status;
+    shut_handle(segment->io, &segment->handle);
     return status;
 }
 
@@ -132,13 +143,6 @@ uint64_t cps_segment_sealed_bytes(const cps_segment *segment) {
     return (size + CPS_DISK_BLOCK_BYTES - 1) / CPS_DISK_BLOCK_BYTES * CPS_DISK_BLOCK_BYTES;
 }
 
-/* Forgotten first, then closed: a child that is forked in between leaks a handle at worst, and closes no stranger's. */
-static void shut_handle(const cps_io *io, int *handle) {
-    int closing = *handle;
-    *handle = -1;
-    if (closing >= 0) io->close(io->context, closing);
-}
-
 static void encode_footer(const cps_segment *segment, uint8_t footer[CPS_SEGMENT_FOOTER_BYTES]) {
     memset(footer, 0, CPS_SEGMENT_FOOTER_BYTES);
     memcpy(footer, cps_footer_magic, 8);
@@ -150,6 +154,22 @@ static void encode_footer(const cps_segment *segment, uint8_t footer[CPS_SEGMENT
     cps_store32(footer + 60, cps_crc32c(0, footer, 60));
 }
 
+/* Write [0, size) of the file over itself.  Another process wrote it, and a sync that failed there would go unnoticed here:
+ * the kernel reports a write error once, and then calls the lost page clean. */
+static CPS_MUST_CHECK enum cps_status write_again(cps_segment *segment, uint64_t size) {
+    const cps_io *io = segment->io;
+    uint8_t some[CPS_DISK_BLOCK_BYTES];
+    for (uint64_t at = 0; at < size;) {
+        size_t want = size - at < sizeof some ? (size_t)(size - at) : sizeof some, got;
+        enum cps_status status = io->read(io->context, segment->handle, some, want, at, &got, &segment->error);
+        if (status == CPS_OK && got == 0) break; /* shorter than it was: the reader will find out */
+        if (status == CPS_OK) status = io->write(io->context, segment->handle, some, got, at, &segment->error);
+        if (status != CPS_OK) return status;
+        at += got;
+    }
+    return CPS_OK;
+}
+
 enum cps_status cps_segment_seal(cps_segment *segment, uint64_t *file_bytes) {
     const cps_io *io = segment->io;
     uint64_t data_end = CPS_SEGMENT_HEADER_BYTES + segment->end - segment->base;
@@ -158,6 +178,8 @@ enum cps_status cps_segment_seal(cps_segment *segment, uint64_t *file_bytes) {
     if (segment->handle < 0) { /* loaded after a crash and at rest */
         enum cps_status status =
             io->open(io->context, segment->path, CPS_IO_READ_WRITE, &segment->handle, &segment->error);
+        if (status != CPS_OK) segment->handle = -1;
+        if (status == CPS_OK) status = write_again(segment, data_end);
         if (status != CPS_OK) return poisoned(segment, status);
     }
     enum cps_status status = cps_segment_sync(segment);
@@ -179,12 +201,16 @@ void cps_segment_rest(cps_segment *segment) {
     shut_handle(io, &segment->read_handle);
 }
 
-void cps_segment_close(cps_segment *segment, bool remove) {
+enum cps_status cps_segment_remove(cps_segment *segment) {
     const cps_io *io = segment->io;
-    int ignored; /* a file that cannot be removed is found, and retired again, by the next open */
     cps_segment_rest(segment);
     shut_handle(io, &segment->handle);
-    if (remove) (void)!io->remove(io->context, segment->path, &ignored);
+    return io->remove(io->context, segment->path, &segment->error);
+}
+
+void cps_segment_close(cps_segment *segment) {
+    cps_segment_rest(segment);
+    shut_handle(segment->io, &segment->handle);
     free(segment);
 }
 

@@ -104,7 +104,8 @@ typedef struct cps_scan { /* what loading one segment found */
 } cps_scan;
 
 /* Make a file of `file_bytes` in `directory`, allocated in full, header written.  CPS_OK; CPS_IO (errno in *error);
- * CPS_NO_MEMORY; CPS_TOO_LARGE: path too long. */
+ * CPS_NO_MEMORY; CPS_TOO_LARGE: path too long.  After CPS_IO `*out` is NULL, or a segment with nothing in it whose file
+ * could not be removed again. */
 CPS_MUST_CHECK enum cps_status cps_segment_create(const cps_io *io, const char *directory,
                                                   const cps_segment_identity *identity, uint64_t file_bytes,
                                                   cps_segment **out, int *error);
@@ -148,8 +149,11 @@ bool cps_segment_identify(const cps_io *io, const char *directory, const char *n
 /* The reader moves on: unmap and close. */
 void cps_segment_rest(cps_segment *segment);
 
-/* Free it; the file stays, or is removed.  The caller makes sure that nobody holds it. */
-void cps_segment_close(cps_segment *segment, bool remove);
+/* Close and remove the file of a segment that nobody holds; may be tried again.  CPS_OK; CPS_IO. */
+CPS_MUST_CHECK enum cps_status cps_segment_remove(cps_segment *segment);
+
+/* Free it; the file stays.  The caller makes sure that nobody holds it. */
+void cps_segment_close(cps_segment *segment);
 
 /* Room for a record of `span` bytes. */
 static inline bool cps_segment_has_room(const cps_segment *segment, uint64_t span) {

@@ -226,6 +226,7 @@ static bool parse_name(const char *name, cps_segment *segment) {
     int used = 0;
     if (sscanf(name, "%16llx-%8x-%8x.seg%n", &base, &epoch, &serial, &used) != 3) return false;
     if (used != 16 + 1 + 8 + 1 + 8 + 4 || name[used] != '\0' || base % CPS_RECORD_ALIGN != 0) return false;
+    if (base >= CPS_POSITION_MAX) return false;
     segment->base = base;
     segment->epoch = epoch;
     segment->serial = serial;
@@ -244,6 +245,7 @@ static bool load_footer(cps_segment *segment, uint64_t file_bytes, int *error) {
     if (cps_load64(footer + 8) != segment->base || cps_load32(footer + 40) != segment->epoch) return false;
     uint64_t end = cps_load64(footer + 16);
     if (end < segment->base || end - segment->base != at - CPS_SEGMENT_HEADER_BYTES) return false;
+    if (end % CPS_RECORD_ALIGN != 0 || end >= CPS_POSITION_MAX) return false;
     segment->end = end;
     segment->messages = cps_load64(footer + 24);
     segment->message_bytes = cps_load64(footer + 32);
@@ -305,7 +307,9 @@ enum cps_status cps_segment_load(const cps_io *io, const char *directory, const 
         cps_segment_rest(segment);
         *out = segment;
     } else {
-        cps_segment_close(segment, status == CPS_EMPTY && scan->torn_bytes == torn_before);
+        /* Nothing was ever written to it; if it stays, the next open tries again. */
+        if (status == CPS_EMPTY && scan->torn_bytes == torn_before) (void)!cps_segment_remove(segment);
+        cps_segment_close(segment);
     }
     return status;
 }
@@ -335,6 +339,6 @@ bool cps_segment_identify(const cps_io *io, const char *directory, const char *n
         memcpy(spool_id, header + 16, 16);
         *epoch = segment->epoch;
     }
-    cps_segment_close(segment, false);
+    cps_segment_close(segment);
     return known;
 }

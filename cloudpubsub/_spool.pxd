@@ -12,6 +12,7 @@ cdef class Log:
     cdef bint closing
     cdef Py_ssize_t payload_max
     cdef bint forked
+    cdef bint left  # closed while a call hung in the disk
     cdef object idle  # condition: `calls` has fallen to 0
     cdef readonly int wake_fd  # readable when `arm` was called and there is something to read, or a loss waits
     cdef readonly object found  # dict: what opening found

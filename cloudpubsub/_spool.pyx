@@ -150,6 +150,7 @@ _open_logs = weakref.WeakSet()
 def _after_fork_in_child():
     for log in list(_open_logs):
         log._let_go()
+    _open_logs.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -230,7 +231,7 @@ cdef class Log:
         # Only an object that was never closed gets here with a log.  It is closed like any other, within a second: the
         # ring goes to the disk.
         cdef uint64_t unsaved
-        if self.log != NULL and not self.forked:
+        if self.log != NULL and not self.forked and not self.left:
             with nogil:
                 cps_log_close(self.log, 1000, &unsaved)
         if self.wake_fd >= 0:
@@ -238,8 +239,6 @@ cdef class Log:
 
     def _let_go(self):
         """In a forked child: let go of everything, touching nothing that the parent sees."""
-        if self.log != NULL:
-            cps_log_forked(self.log)
         self.forked = True
         self.idle = threading.Condition()  # the parent's may be held for ever
 
@@ -318,6 +317,7 @@ cdef class Log:
             if size > 65535:
                 raise PayloadTooLarge(f"userdata: {size} bytes, at most 65535 are allowed")
             message.userdata_bytes = <uint16_t>size
+            self.check()  # the arguments may have run Python code, which may have closed the log
             status = CPS_BUSY
             if message.payload_bytes <= KEEP_GIL_BYTES:
                 status = cps_log_append(self.log, &message, True, &position)
@@ -435,7 +435,7 @@ cdef class Log:
                     continue
                 at = 0
                 try:
-                    while at < batch.size and at < max_bytes:
+                    while at < batch.size and (at == 0 or at < max_bytes):
                         if cps_record_load(batch.bytes + at, batch.size - at, batch.position + at, &record) != CPS_OK:
                             raise RuntimeError(f"position {batch.position + at}: no record")
                         if not record.is_pad:
@@ -477,13 +477,29 @@ cdef class Log:
             "spilled_bytes": s.spilled_bytes, "damaged_ranges": s.damaged_ranges, "damaged_bytes": s.damaged_bytes,
             "storage": _STORAGE[s.storage], "storage_error": s.storage_error,
             "head": s.settled.head, "sent": s.sent, "spilled": s.settled.spilled, "synced": s.synced,
-            "position": s.produced.published, "sent_max": s.settled.sent_max, "ring_bytes": s.ring_bytes, "syncs": s.syncs,
+            "position": s.produced.published, "sent_max": s.settled.sent_max, "refused": s.produced.refused,
+            "ring_bytes": s.ring_bytes, "syncs": s.syncs,
         }
 
     def shut(self):
         """Refuse new messages and end all waits; reading and settling go on."""
         self.check()
         cps_log_shut(self.log)
+
+    def finish(self, timeout_s):
+        """Save what is pending as `close` does, which must follow, but leave losses and statistics to be looked at.
+
+        The reader must have ended.  False: the disk hangs.
+        """
+        cdef bint finished
+        cdef uint64_t timeout_ms = _ms(timeout_s)
+        self.enter()
+        try:
+            with nogil:
+                finished = cps_log_finish(self.log, timeout_ms)
+        finally:
+            self.leave()
+        return finished
 
     def close(self, timeout_s):
         """Save what is pending, within `timeout_s`; returns how many messages are in no file.  Idempotent.
@@ -499,17 +515,17 @@ cdef class Log:
         self.closing = True
         deadline = time.monotonic() + timeout_s
         cps_log_shut(self.log)
-        _open_logs.discard(self)
         log = self.log
         with self.idle:
             if not self.idle.wait_for(lambda: self.calls == 0, timeout_s):
-                self.log = NULL
+                self.left = True  # to the call that hangs, which still uses it
                 cps_log_stats_now(log, &s)
                 return s.pending_messages
         self.log = NULL
         timeout_ms = _ms(deadline - time.monotonic())
         with nogil:
             cps_log_close(log, timeout_ms, &unsaved)
+        _open_logs.discard(self)
         # Only now: the core may have written to it until here.
         os.close(self.wake_fd)
         self.wake_fd = -1

@@ -1,6 +1,7 @@
 /* The ordered set of segments; see the header. */
 #include "_store.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 typedef struct names {
@@ -29,19 +30,25 @@ static void collect(void *user, const char *name) {
 
 static int by_name(const void *a, const void *b) { return strcmp(a, b); }
 
+static bool is_later(const cps_segment *a, const cps_segment *b) {
+    return a->epoch > b->epoch || (a->epoch == b->epoch && a->serial > b->serial);
+}
+
 /* The segment that was loaded last reaches into `next`.  Positions are never issued twice, so both hold the same records
- * there: `next` is a second try after a failed write, or a copy made by hand.  False: `next` brings nothing new. */
+ * there: one is a second try after a failed write or sync, or a copy made by hand.  What was written later counts: what
+ * the failed file holds behind the last good sync was never promised, and may be half there.  False in `*keep`: `next`
+ * brings nothing new. */
 static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, const cps_segment *next, cps_scratch *scratch,
                                                bool *keep, int *error) {
     cps_segment *last = store->last;
     enum cps_status status = CPS_OK;
-    *keep = next->end > last->end;
+    *keep = is_later(next, last) || (next->end > last->end && !is_later(last, next));
     if (!*keep) return CPS_OK;
     cps_store_take(store, last);
     if (next->base > last->base) status = cps_segment_trim(last, next->base, scratch, error);
     if (status == CPS_OK && next->base > last->base && last->end > last->base) cps_store_add(store, last);
-    else cps_segment_close(last, false); /* its file stays; once its records are settled a later open removes it */
-    return status == CPS_IO ? CPS_OK : status;
+    else cps_segment_close(last); /* its file stays; once its records are settled a later open removes it */
+    return status;
 }
 
 /* Load one file and hang it behind the others.  Names sort by position, so order is right already. */
@@ -60,6 +67,8 @@ static CPS_MUST_CHECK enum cps_status load(cps_store *store, const char *name, c
         if (n > 0 && (size_t)n < sizeof path) (void)!store->io->remove(store->io->context, path, error);
         return CPS_OK;
     }
+    bool passes = *error == EMFILE || *error == ENFILE || *error == ENOMEM;
+    if (status == CPS_IO && passes) return status; /* passed over, it would count as settled when it can be read again */
     if (status != CPS_OK) {
         recovery->unreadable++;
         return CPS_OK;
@@ -70,7 +79,7 @@ static CPS_MUST_CHECK enum cps_status load(cps_store *store, const char *name, c
         status = untangle(store, segment, scratch, &keep, error);
     }
     if (status != CPS_OK || !keep) {
-        cps_segment_close(segment, false);
+        cps_segment_close(segment);
         return status;
     }
     cps_store_add(store, segment);
@@ -126,6 +135,7 @@ void cps_store_add(cps_store *store, cps_segment *segment) {
     if (store->last != NULL) store->last->next = segment;
     else store->first = segment;
     store->last = segment;
+    if (store->unsealed == NULL) store->unsealed = segment;
     store->segments++;
     store->file_bytes += segment->file_bytes;
     store->messages += segment->messages;
@@ -141,6 +151,7 @@ void cps_store_take(cps_store *store, cps_segment *segment) {
     }
     *link = segment->next;
     if (store->last == segment) store->last = before;
+    if (store->unsealed == segment) store->unsealed = segment->next;
     segment->next = NULL;
     store->segments--;
     store->file_bytes -= segment->file_bytes;
@@ -158,11 +169,17 @@ cps_segment *cps_store_find(const cps_store *store, uint64_t position) {
     return segment;
 }
 
+cps_segment *cps_store_unsealed(cps_store *store) {
+    while (store->unsealed != NULL && (store->unsealed->sealed || store->unsealed->poison != CPS_OK))
+        store->unsealed = store->unsealed->next;
+    return store->unsealed;
+}
+
 void cps_store_close(cps_store *store) {
     while (store->first != NULL) {
         cps_segment *segment = store->first;
         cps_store_take(store, segment);
-        cps_segment_close(segment, false);
+        cps_segment_close(segment);
     }
 }
 

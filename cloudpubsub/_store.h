@@ -15,6 +15,7 @@ typedef struct cps_store {
     uint64_t segments;
     uint64_t file_bytes; /* of all files, to hold against the quota */
     uint64_t messages;   /* in all segments, settled ones included */
+    cps_segment *unsealed; /* nothing before it is left to be sealed; see cps_store_unsealed */
 } cps_store;
 
 typedef struct cps_recovery { /* what opening found */
@@ -43,6 +44,9 @@ void cps_store_resize(cps_store *store, cps_segment *segment, uint64_t file_byte
 
 /* The segment that holds `position`, or the first behind it; NULL if there is none. */
 cps_segment *cps_store_find(const cps_store *store, uint64_t position);
+
+/* The first segment that is not sealed and can be; NULL if there is none. */
+cps_segment *cps_store_unsealed(cps_store *store);
 
 /* Free all segments, files stay. */
 void cps_store_close(cps_store *store);

@@ -80,7 +80,6 @@ def test_a_client_certificate_opens_a_broker_that_asks_for_one(tls_files: TlsFil
             client.wait(client.publish("topic", b"payload"), LIMIT)
 
 
-@pytest.mark.xfail(reason="known defect: the refusal is not named")
 def test_without_a_client_certificate_that_broker_refuses(tls_files: TlsFiles, tmp_path: Path) -> None:
     with tls_broker(tmp_path, tls_files, require_certificate=True) as broker:
         error = refusal(tls_client(broker.tls_port, tmp_path, cloudpubsub.TLS(ca=tls_files.ca)))

@@ -37,7 +37,6 @@ def test_a_full_queue_stops_reading_until_half_of_it_is_empty(broker: Broker) ->
         gate.inbox.wait(count)
 
 
-@pytest.mark.xfail(reason="known defect: large messages do not weigh more in the queue")
 def test_large_messages_fill_the_queue_sooner(broker: Broker) -> None:
     sizes: list[int] = []
     gate = Gate()
@@ -49,9 +48,9 @@ def test_large_messages_fill_the_queue_sooner(broker: Broker) -> None:
     with receiver(broker, ("t", note), handler_queue=100) as client:
         send(broker, [("t", bytes(100_000))] * 50)
         assert gate.entered.wait(DEADLINE_S)
-        eventually(lambda: client._subscriber._held, "the queue is full")
-        # 25 each: the fifth made it full.
-        assert 100 <= client._dispatcher._load <= 125
+        eventually(lambda: client._subscriber._held and not client._subscriber._wants_to_read(), "the queue is full")
+        # 25 each, so four made it full; the first of them may have been taken out since.
+        assert 75 <= client._dispatcher._load <= 125
         gate.opened.set()
         gate.inbox.wait(50)
 

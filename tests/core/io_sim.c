@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { NODES = 512, HANDLES = 256, PATH_BYTES = 256, SECTOR_BYTES = 512 };
+enum { NODES = 512, HANDLES = 256, PATH_BYTES = 256, SECTOR_BYTES = 512, CLOCK_LOOK_MS = 5 };
 
 typedef struct node {
     char path[PATH_BYTES];
@@ -389,6 +389,16 @@ static uint64_t sim_do_monotonic(void *context) {
     return s->system->monotonic_ms(NULL) + jump(s);
 }
 
+/* A jump of the clock wakes nobody, so a sleeper looks at it now and then. */
+static bool sim_do_wait_until(void *context, pthread_cond_t *condition, pthread_mutex_t *lock, uint64_t deadline_ms) {
+    sim *s = context;
+    uint64_t now = sim_do_monotonic(s);
+    if (now >= deadline_ms) return false;
+    uint64_t slice = deadline_ms - now < CLOCK_LOOK_MS ? deadline_ms - now : CLOCK_LOOK_MS;
+    bool woken = s->system->wait_until(NULL, condition, lock, s->system->monotonic_ms(NULL) + slice);
+    return woken || sim_do_monotonic(s) < deadline_ms;
+}
+
 static uint64_t sim_do_tick(void *context) {
     sim *s = context;
     return s->system->tick_ms(NULL) + jump(s);
@@ -428,8 +438,8 @@ sim *sim_new(bool real) {
         .sync_directory = sim_do_sync_directory, .make_directory = sim_do_make_directory, .remove = sim_do_remove,
         .list = sim_do_list, .free_space = sim_do_free_space, .lock = sim_do_lock, .map = sim_do_map,
         .map_memory = sim_do_map_memory, .unmap = sim_do_unmap, .populate = sim_do_populate, .forget = sim_do_forget,
-        .monotonic_ms = sim_do_monotonic, .tick_ms = sim_do_tick, .boottime_ms = sim_do_boottime, .wall_ms = sim_do_wall,
-        .boot_id = sim_do_boot_id, .random = sim_do_random,
+        .monotonic_ms = sim_do_monotonic, .tick_ms = sim_do_tick, .boottime_ms = sim_do_boottime,
+        .wall_ms = sim_do_wall, .wait_until = sim_do_wait_until, .boot_id = sim_do_boot_id, .random = sim_do_random,
     };
     return s;
 }

@@ -115,7 +115,7 @@ class Segment:
         return found, lost
 
     def close(self) -> None:
-        self.lib.cps_segment_close(self.c, False)
+        self.lib.cps_segment_close(self.c)
         self.lib.cps_scratch_close(self.scratch)
 
 

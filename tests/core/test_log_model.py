@@ -1,0 +1,208 @@
+"""The log, driven at random through faults, kills and restarts, against a plain list."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from .build import load, sanitizers
+from .disk import DISK_ERRORS, Disk, Log, Loss, Record
+
+META_BYTES = 8192
+
+
+class Queue(RuleBasedStateMachine):
+    """The model: messages that are pending, oldest first, of which the first ``sent`` are in flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lib = load()[1]
+        self.disk = Disk()
+        self.pending: list[tuple[int, bytes]] = []
+        self.flight: list[Record] = []
+        self.made = self.published = self.acked = self.dropped = self.refused = 0
+        self.last = -1
+        self.faulty = False
+        self.log: Log
+
+    @initialize(
+        on_full=st.sampled_from(["drop_oldest", "drop_newest", "block", "raise"]),
+        durability=st.sampled_from(["process", "power"]),
+        quota=st.sampled_from([1 << 30, 40_000, 16_384]),
+        messages=st.sampled_from([0, 40, 7]),
+        segment=st.sampled_from([4096, 16_384]),
+    )
+    def begin(self, on_full: str, durability: str, quota: int, messages: int, segment: int) -> None:
+        self.chosen: dict[str, Any] = {
+            "on_full": on_full, "durability": durability, "spool_bytes_max": quota, "spool_messages_max": messages,
+            "segment_bytes": segment, "spill_after_ms": 1000, "block_timeout_ms": 20, "spill_timeout_ms": 2000,
+            "sync_interval_ms": 5,
+        }  # fmt: skip
+        self.open()
+
+    def open(self) -> None:
+        self.log = Log(self.disk, **self.chosen)
+        self.log.ok(self.log.status)
+        self.flight = []
+
+    def lose(self, losses: list[Loss]) -> None:
+        """Take out of the model what the log says that it dropped, and nothing else."""
+        for loss in losses:
+            if loss.first >= 1 << 63:
+                assert loss.messages == (loss.end - loss.first) // 8
+                continue
+            gone = [one for one in self.pending if loss.first <= one[0] < loss.end]
+            assert len(gone) == loss.messages, (loss, len(gone))
+            assert not any(loss.first <= record.position < loss.end for record in self.flight)
+            self.pending = [one for one in self.pending if not loss.first <= one[0] < loss.end]
+            self.dropped += loss.messages
+
+    @rule(size=st.one_of(st.integers(0, 60), st.integers(0, 980)), count=st.integers(1, 12))
+    def append(self, size: int, count: int) -> None:
+        for _ in range(count):
+            self.made += 1
+            payload = hashlib.shake_128(str(self.made).encode()).digest(size)
+            position = self.log.append(payload, b"topic", b"u" * (self.made % 3))
+            if position == self.lib.CPS_FULL:
+                assert self.chosen["on_full"] in ("raise", "block")
+                continue
+            if size > 1024 - 32 - 5 - 2 and position == self.lib.CPS_TOO_LARGE:
+                continue
+            assert position >= 0, position
+            self.published += 1
+            if position >= 1 << 63:
+                self.refused += 1
+                assert self.chosen["on_full"].startswith("drop")
+                continue
+            assert position > self.last
+            self.last = position
+            self.pending.append((position, payload))
+
+    @rule(max_bytes=st.sampled_from([1, 500, 5000, 1 << 16]), take=st.one_of(st.none(), st.integers(0, 8)))
+    def read(self, max_bytes: int, take: int | None) -> None:
+        got = self.log.read(max_bytes, take)
+        self.lose(self.log.losses())
+        if got == self.lib.CPS_EMPTY:
+            assert len(self.flight) == len(self.pending)
+            return
+        assert isinstance(got, list), got
+        at = len(self.flight)
+        came = [(one.position, one.payload) for one in got]
+        assert came == self.pending[at : at + len(got)], (came, at, self.pending)
+        self.flight += got
+
+    @rule(share=st.floats(0, 1))
+    def settle(self, share: float) -> None:
+        count = round(len(self.flight) * share)
+        self.log.settle(self.flight[:count])
+        self.forget(count)
+
+    @rule(share=st.floats(0, 1))
+    def settle_through(self, share: float) -> None:
+        if self.flight:
+            count = min(int(len(self.flight) * share), len(self.flight) - 1)
+            self.log.ok(self.log.lib.cps_log_settle_through(self.log.c, self.flight[count].position))
+            self.forget(count + 1)
+
+    def forget(self, count: int) -> None:
+        self.acked += count
+        del self.flight[:count], self.pending[:count]
+
+    @rule()
+    def rewind(self) -> None:
+        self.log.rewind()
+        self.flight = []
+
+    @rule(up=st.booleans())
+    def link(self, up: bool) -> None:
+        self.log.link(up)
+
+    @rule(ms=st.sampled_from([500, 2000, 61_000]))
+    def time_passes(self, ms: int) -> None:
+        self.disk.lib.sim_advance(self.disk.c, ms)
+
+    @rule()
+    def sync(self) -> None:
+        if self.pending and not self.faulty:
+            status = self.log.lib.cps_log_wait_synced(self.log.c, self.pending[-1][0], 2000)
+            # A limit, or a fault that is over, may have refused it a moment ago.
+            limited = self.chosen["spool_bytes_max"] < 1 << 30 or self.chosen["spool_messages_max"] > 0
+            may_fail = limited or self.disk.lib.sim_failed(self.disk.c) > 0
+            assert status == self.lib.CPS_OK or (may_fail and status == self.lib.CPS_IO)
+
+    @rule(kind=st.sampled_from(["WRITE", "ALLOCATE", "SYNC", "SYNC_DIRECTORY", "CREATE", "CHANGES"]),
+          error=st.sampled_from(DISK_ERRORS), nth=st.integers(1, 3), sticky=st.booleans())  # fmt: skip
+    def break_disk(self, kind: str, error: int, nth: int, sticky: bool) -> None:
+        self.faulty = True
+        self.disk.fail(kind, error, nth, sticky)
+
+    @rule()
+    def heal_disk(self) -> None:
+        self.disk.heal()
+        self.faulty = False
+
+    @rule()
+    def kill(self) -> None:
+        self.disk.heal()
+        self.faulty = False
+        self.lose(self.log.losses())
+        self.lose(self.log.kill())
+        self.open()
+        assert self.log.opened.ring_adopted
+
+    @rule()
+    def close_and_open(self) -> None:
+        self.log.lib.cps_log_shut(self.log.c)
+        self.lose(self.log.losses())
+        self.lose(self.log.finish())
+        unsaved = self.log.close()
+        if not self.faulty and self.chosen["spool_bytes_max"] == 1 << 30 and not self.chosen["spool_messages_max"]:
+            assert unsaved == 0
+        self.disk.heal()
+        self.faulty = False
+        self.open()
+
+    @invariant()
+    def counters_are_exact(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        self.lose(self.log.losses())
+        stats = self.log.check()
+        self.lose(self.log.losses())
+        assert stats.produced.messages == self.published
+        assert stats.produced.refused == self.refused
+        assert stats.settled.acked_messages == self.acked
+        assert stats.settled.dropped_messages <= self.dropped  # one more may have come just now
+        assert stats.spool_bytes <= self.chosen["spool_bytes_max"]
+        assert self.disk.lib.sim_used(self.disk.c) <= self.chosen["spool_bytes_max"] + META_BYTES
+
+    def teardown(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        self.disk.heal()
+        self.rewind()
+        while len(self.flight) < len(self.pending):
+            self.read(1 << 16, None)
+        self.settle(1.0)
+        stats = self.log.check()
+        assert stats.pending_messages == 0
+        assert stats.settled.dropped_messages == self.dropped
+        # Drained segments are removed; what could not be removed is tried again.
+        self.disk.lib.sim_advance(self.disk.c, 1000)
+        self.log.until(lambda: not self.disk.names())
+        assert self.log.close() == 0
+        self.disk.close()
+
+
+def test_the_log_is_a_queue_that_loses_nothing_silently() -> None:
+    run_state_machine_as_test(
+        Queue,
+        settings=settings(
+            max_examples=30 if sanitizers() else 150, stateful_step_count=40, deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
