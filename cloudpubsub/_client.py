@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from cloudpubsub._closing import register, unregister
 from cloudpubsub._dead_letters import DeadLetters
@@ -70,23 +70,8 @@ class Client:
         if options is not None and (broker is not None or settings):
             raise TypeError("give either options, or broker and settings")
         self.options = options = options if options is not None else Options.build(broker, settings)
-        self._log = open_log(
-            options.spool,
-            # A derived id follows the host name; the spool stays whose it was.
-            identity=None if options.client_id_derived else options.client_id,
-            durability=options.durability,
-            on_full=options.on_full,
-            ring_bytes=options.ring_bytes,
-            ring_dir=options.ring_dir,
-            segment_bytes=options.segment_bytes,
-            max_spool_bytes=options.max_spool_bytes,
-            max_spool_messages=options.max_spool_messages,
-            spill_after=options.spill_after,
-            spill_timeout=options.spill_timeout,
-            block_timeout=options.block_timeout,
-            sync_interval=options.sync_interval,
-            max_payload_bytes=options.max_payload_bytes,
-        )
+        # A derived id follows the host name; the spool stays whose it was.
+        self._log = open_log(options, identity=None if options.client_id_derived else options.client_id)
         try:
             self._make_threads(options)
         except BaseException:
@@ -235,6 +220,7 @@ class Client:
         *,
         retain: bool = False,
         userdata: bytes | bytearray | memoryview = b"",
+        wait: Literal["synced"] | None = None,
     ) -> int:
         """Put a message into the log and return its position, which names it for `wait` and in reports.
 
@@ -247,10 +233,21 @@ class Client:
             payload: At most `max_payload_bytes`; a str is encoded as UTF-8.
             retain: The broker keeps it for later subscribers.
             userdata: At most 65,535 bytes, stored beside the message and given back to `on_publish`; never sent.
+            wait: "synced" returns only when the message survives a power cut, as `wait_synced` does: a write and a sync
+                for each call, unless several threads share them.  None: returns at once.
 
-        Raises TopicError, PayloadTooLarge, SpoolFull, ClosedError, ForkedError; nothing is stored then.
+        Raises TopicError, PayloadTooLarge, SpoolFull, ClosedError, ForkedError; nothing is stored then.  With `wait`
+        also what `wait_synced` raises; the message is in the log then.
         """
-        return self._append(topic, payload, retain, userdata)
+        if wait is None:
+            return self._append(topic, payload, retain, userdata)
+        if wait != "synced":
+            raise ValueError(f'wait: {wait!r} is not allowed; "synced" or None')
+        position = self._append(topic, payload, retain, userdata)
+        if position >= _REFUSED_POSITION:
+            raise DeliveryFailed(position, "full, newest dropped")
+        self.wait_synced(position)
+        return position
 
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Wait until the message at `position` is acknowledged.
@@ -291,6 +288,18 @@ class Client:
         if self.options.spool is None:
             raise ValueError("spool: without one nothing can be made durable")
         self._log.wait_synced(position, timeout)
+
+    def flush_now(self, timeout: float | None = None) -> float:
+        """Write all that is only in memory to the disk and sync it at once; for the interrupt of a failing supply.
+
+        Returns how long it took, in seconds.  Whatever was published before survives a power cut then.  Raises
+        WaitTimeout after `timeout` seconds, SpoolError (disk or limits refuse), ValueError without a spool.
+        """
+        began_s = time.monotonic()
+        published = self._log.published()
+        if published > 0:
+            self.wait_synced(published - 1, timeout)
+        return time.monotonic() - began_s
 
     def _lost(self) -> int:
         stats = self._log.stats()
@@ -379,7 +388,7 @@ class Client:
             storage=f"failed: {error}" if s["storage"] == "failed" else s["storage"],
             damaged_ranges=s["damaged_ranges"],
             damaged_bytes=s["damaged_bytes"],
-            uncertain=None,
+            uncertain=s["uncertain"],
             connected=pub.is_up,
             connects=pub.connects + sub.connects,
             reconnects=max(0, pub.connects - 1) + max(0, sub.connects - 1),

@@ -126,10 +126,12 @@ cdef extern from "_log.h" nogil:
         uint64_t segment_bytes
         uint64_t spool_bytes_max
         uint64_t spool_messages_max
+        uint64_t min_free_bytes
         uint64_t spill_after_ms
         uint64_t spill_timeout_ms
         uint64_t block_timeout_ms
         uint64_t sync_interval_ms
+        uint64_t sync_bytes
         uint64_t seal_after_ms
         void (*notify)(void *user) noexcept nogil
         void *notify_user
@@ -167,6 +169,9 @@ cdef extern from "_log.h" nogil:
         uint64_t syncs
         uint64_t damaged_ranges
         uint64_t damaged_bytes
+        uint64_t quarantine_bytes
+        uint64_t uncertain_first
+        uint64_t uncertain_end
         cps_storage storage
         int storage_error
     ctypedef struct cps_batch:
@@ -178,7 +183,9 @@ cdef extern from "_log.h" nogil:
     void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) noexcept
     bint cps_log_finish(cps_log *log, uint64_t timeout_ms) noexcept
     void cps_log_shut(cps_log *log) noexcept
-    cps_status cps_log_append(cps_log *log, cps_message *message, c_bool try_only, uint64_t *position) noexcept
+    ctypedef struct cps_patience:
+        uint64_t slice_ms
+    cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience *patience, uint64_t *position) noexcept
     cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) noexcept
     void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) noexcept
     c_bool cps_log_arm(cps_log *log) noexcept
@@ -275,3 +282,6 @@ cdef extern from "_wire.h" nogil:
     size_t cps_stream_waiting_bytes(const cps_stream *stream) noexcept
     cps_status cps_wire_take_acks(cps_stream *stream, cps_window *window, uint64_t *positions, size_t capacity,
                                   cps_wire_acks *acks) noexcept
+
+cdef extern from "_crc32c.h" nogil:
+    uint32_t cps_crc32c(uint32_t crc, const uint8_t *data, size_t size) noexcept

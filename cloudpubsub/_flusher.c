@@ -121,7 +121,9 @@ static bool remove_one(cps_log *log) {
     while (segment != NULL && segment->users > 0) segment = segment->next;
     if (segment == NULL || now_ms(log) < log->remove_due_ms) return false;
     (void)pthread_mutex_unlock(&log->lock);
-    enum cps_status status = cps_segment_remove(segment);
+    enum cps_status status =
+        segment->kept_aside ? cps_quarantine_move(&log->quarantine, segment->path, segment->file_bytes, &segment->error)
+                            : cps_segment_remove(segment);
     (void)pthread_mutex_lock(&log->lock);
     if (status != CPS_OK) { /* a file system gone read-only: the file goes on counting against the quota */
         log->remove_due_ms = now_ms(log) + CPS_RETRY_MIN_MS;
@@ -131,6 +133,9 @@ static bool remove_one(cps_log *log) {
     while (*link != segment) link = &(*link)->next;
     *link = segment->next;
     log->retired_bytes -= segment->file_bytes;
+    for (unsigned i = 0; i < CPS_VICTIMS; i++)
+        if (log->settled.victims[i] == segment->base + 1) log->settled.victims[i] = 0;
+    cps_shared_commit_settled(log->home.shared, &log->settled);
     cps_segment_close(segment);
     log->unlinked = true;
     if (log->storage == CPS_STORAGE_FULL) storage_works(log);
@@ -198,7 +203,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
     const cps_log_config *config = &log->config;
     uint64_t messages_max = config->spool_messages_max;
     for (;;) {
-        uint64_t taken = log->store.file_bytes + log->retired_bytes;
+        uint64_t taken = log->store.file_bytes + log->retired_bytes + log->quarantine.bytes;
         bool crowded = messages_max != 0 && log->store.messages >= messages_max;
         bool large = file_bytes != 0 && taken + file_bytes > config->spool_bytes_max;
         if (!crowded && !large) return true;
@@ -207,7 +212,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
         if (shrunk == CPS_OK) continue;
         if (shrunk == CPS_IO) return false; /* how long to wait after that is known already */
         /* Files that are waiting to be removed are no reason to drop others. */
-        bool may_drop = crowded || log->store.file_bytes + file_bytes > config->spool_bytes_max;
+        bool may_drop = crowded || log->store.file_bytes + log->quarantine.bytes + file_bytes > config->spool_bytes_max;
         enum cps_status dropped = may_drop ? drop_one(log) : CPS_EMPTY;
         if (dropped == CPS_OK) continue;
         if (dropped == CPS_IO) return false;
@@ -216,11 +221,33 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
     }
 }
 
+/* Leave `min_free_bytes` to others.  Lets the lock go.  False: there is not so much; it is looked at again later. */
+static bool keep_reserve(cps_log *log, uint64_t file_bytes) {
+    const cps_io *io = log->io;
+    uint64_t reserve = log->config.min_free_bytes, space;
+    if (reserve == 0) return true;
+    for (;;) {
+        int error = 0;
+        (void)pthread_mutex_unlock(&log->lock);
+        enum cps_status status = io->free_space(io->context, log->directory, &space, &error);
+        (void)pthread_mutex_lock(&log->lock);
+        if (status != CPS_OK) { /* creating a file will say more */
+            log->storage_error = error;
+            return true;
+        }
+        if (space >= reserve && space - reserve >= file_bytes) return true;
+        if (remove_one(log) || drop_one(log) == CPS_OK) continue;
+        storage_full(log);
+        log->retry_at_ms = now_ms(log) + CPS_RETRY_MIN_MS; /* others may give some back */
+        return false;
+    }
+}
+
 /* A new segment at `position` that takes a record of `span` bytes.  Lets the lock go.  False: it cannot be. */
 static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
     uint64_t file_bytes = span + CPS_SEGMENT_HEADER_BYTES + CPS_SEGMENT_FOOTER_BYTES;
     if (file_bytes < log->config.segment_bytes) file_bytes = log->config.segment_bytes;
-    while (keep_limits(log, file_bytes)) {
+    while (keep_limits(log, file_bytes) && keep_reserve(log, file_bytes)) {
         cps_segment_identity identity = {.epoch = log->epoch, .serial = log->serial++, .base = position};
         memcpy(identity.spool_id, log->meta.spool_id, 16);
         cps_segment *segment = NULL;
@@ -392,10 +419,15 @@ static CPS_MUST_CHECK enum cps_status save_meta(cps_log *log, bool synced) {
     cps_meta *meta = &log->meta;
     cps_shared_read_produced(log->home.shared, &meta->produced);
     meta->settled = log->settled;
+    meta->ledger = log->ledger;
+    log->ledger_unsaved = false;
     (void)pthread_mutex_unlock(&log->lock);
     enum cps_status status = cps_meta_save(meta, synced);
     (void)pthread_mutex_lock(&log->lock);
-    if (status != CPS_OK) log->storage_error = meta->error;
+    if (status != CPS_OK) {
+        log->storage_error = meta->error;
+        log->ledger_unsaved = true;
+    }
     return status;
 }
 
@@ -408,7 +440,7 @@ static void checkpoint(cps_log *log, uint64_t now) {
 }
 
 static bool checkpoint_wanted(const cps_log *log) {
-    return log->store.first != NULL && log->settled.head != log->checkpoint_head;
+    return log->ledger_unsaved || (log->store.first != NULL && log->settled.head != log->checkpoint_head);
 }
 
 static bool reservation_short(const cps_log *log, uint64_t now) {
@@ -478,6 +510,10 @@ static void run_clocks(cps_log *log, uint64_t now) {
         log->offline_goal = published;
     }
     if (sync_clock_wanted(log) && published > confirmed(log)) log->sync_due_ms = now + log->config.sync_interval_ms;
+    if (is_power(log) && log->config.sync_bytes != 0 && published - confirmed(log) >= log->config.sync_bytes) {
+        log->sync_due_ms = 0;
+        if (published > log->sync_goal) log->sync_goal = published;
+    }
 }
 
 static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
@@ -503,6 +539,8 @@ static void sleep_until_needed(cps_log *log, uint64_t now) {
     uint64_t threshold = low + log->home.ring_bytes / 2;
     if (!log->link_up && (!waiting || log->offline_due_ms == 0)) threshold = low;
     if (sync_clock_wanted(log) && synced < threshold) threshold = synced;
+    bool sync_sized = is_power(log) && log->config.sync_bytes != 0;
+    if (sync_sized && synced + log->config.sync_bytes - 1 < threshold) threshold = synced + log->config.sync_bytes - 1;
     if (log->storage == CPS_STORAGE_FAILED) threshold = low; /* the next record is a try */
     bool may_write = log->storage == CPS_STORAGE_OK || now >= log->retry_at_ms;
     if (may_write && !cps_ring_arm(log->ring, CPS_WAKE_FLUSHER, threshold)) return;

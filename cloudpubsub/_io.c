@@ -9,6 +9,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -139,6 +140,11 @@ static enum cps_status system_make_directory(void *context, const char *path, in
 static enum cps_status system_remove(void *context, const char *path, int *error) {
     (void)context;
     return unlink(path) == 0 || errno == ENOENT ? CPS_OK : failed(error);
+}
+
+static enum cps_status system_rename(void *context, const char *from, const char *to, int *error) {
+    (void)context;
+    return rename(from, to) == 0 ? CPS_OK : failed(error);
 }
 
 static enum cps_status system_list(void *context, const char *path, void (*each)(void *user, const char *name),
@@ -302,6 +308,7 @@ static const cps_io system_io = {
     .sync_directory = system_sync_directory,
     .make_directory = system_make_directory,
     .remove = system_remove,
+    .rename = system_rename,
     .list = system_list,
     .free_space = system_free_space,
     .lock = system_lock,

@@ -55,6 +55,7 @@ struct cps_io {
     enum cps_status (*sync_directory)(void *context, const char *path, int *error);
     enum cps_status (*make_directory)(void *context, const char *path, int *error); /* 0700; CPS_OK if it is there */
     enum cps_status (*remove)(void *context, const char *path, int *error); /* CPS_OK also if it is not there */
+    enum cps_status (*rename)(void *context, const char *from, const char *to, int *error);
     /* Call `each` once for every name in a directory but `.` and `..`, in no order; it may not change the directory. */
     enum cps_status (*list)(void *context, const char *path, void (*each)(void *user, const char *name), void *user,
                             int *error);

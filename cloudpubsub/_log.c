@@ -131,7 +131,10 @@ static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opene
     opened->where = "the segments";
     if (meta->epoch == 0 && cps_store_identify(io, log->directory, meta->spool_id, &meta->epoch))
         opened->meta_damaged = true; /* lost, rather: the segments tell whose they are and what may not be used again */
-    return cps_store_recover(&log->store, io, log->directory, meta->spool_id, &opened->recovery, &opened->error);
+    status = cps_quarantine_open(&log->quarantine, io, config->directory, config->spool_bytes_max / CPS_QUARANTINE_SHARE);
+    if (status != CPS_OK) return status;
+    return cps_store_recover(&log->store, io, log->directory, meta->spool_id, &log->quarantine, &opened->recovery,
+                             &opened->error);
 }
 
 /* Messages of the first segment that lie before `head`; when no record starts at `head`, it cannot be right and all of
@@ -168,6 +171,37 @@ static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
         log->settled.head = segment->base;
     }
     return status == CPS_IO ? CPS_OK : status; /* an unreadable file is the reader's to report; nothing is lost here */
+}
+
+/* Segments that were dropped and counted, but whose removal nobody saw. */
+static void finish_drops(cps_log *log, cps_opened *opened) {
+    for (unsigned i = 0; i < CPS_VICTIMS; i++) {
+        uint64_t base = log->settled.victims[i] - 1;
+        cps_segment *segment = log->settled.victims[i] != 0 ? cps_store_find(&log->store, base) : NULL;
+        if (segment == NULL || segment->base != base) {
+            log->settled.victims[i] = 0;
+            continue;
+        }
+        opened->recovery.scan.records -= segment->messages;
+        cps_log_retire(log, segment);
+    }
+}
+
+/* Damage that was read and counted before the last process ended must not be counted when it is read again. */
+static void recall_damage(cps_log *log) {
+    for (unsigned i = 0; i < log->ledger.used; i++) {
+        const cps_ledger_entry *entry = &log->ledger.entries[i];
+        unsigned reason = cps_ledger_reason(entry);
+        if (reason != CPS_REASON_DAMAGED && reason != CPS_REASON_UNREADABLE) continue;
+        if (entry->first < log->settled.head) continue;
+        cps_segment *segment = cps_store_find(&log->store, entry->first);
+        if (segment == NULL || entry->first < segment->base || entry->end > segment->end) continue;
+        uint64_t left = segment->messages - segment->settled_messages;
+        uint64_t left_bytes = segment->message_bytes - segment->settled_bytes;
+        segment->settled_messages += entry->messages < left ? entry->messages : left;
+        segment->settled_bytes += entry->bytes < left_bytes ? entry->bytes : left_bytes;
+        if (entry->end > segment->lost_below) segment->lost_below = entry->end;
+    }
 }
 
 static void pending_on_disk(const cps_log *log, uint64_t *messages, uint64_t *bytes) {
@@ -215,6 +249,8 @@ static CPS_MUST_CHECK enum cps_status adopt_ring(cps_log *log, cps_opened *opene
     cps_produced produced;
     cps_shared_read_produced(log->home.shared, &produced);
     cps_shared_read_settled(log->home.shared, &log->settled);
+    cps_shared_read_ledger(log->home.shared, &log->ledger);
+    cps_ledger_tame(&log->ledger);
     uint64_t disk_end = log->store.last != NULL ? log->store.last->end : 0;
     if (disk_end > produced.published) { /* the disk knows more: not the ring of the last process after all */
         close_home(log, false);
@@ -231,9 +267,11 @@ static CPS_MUST_CHECK enum cps_status start_ring(cps_log *log, cps_opened *opene
     uint64_t disk_end = log->store.last != NULL ? log->store.last->end : 0;
     if (disk_end > start) start = next_block(disk_end);
     log->settled = log->meta.settled;
+    log->ledger = log->meta.ledger;
     if (log->settled.head > start) log->settled.head = start;
     if (opened->meta_damaged) log->settled.head = log->store.first != NULL ? log->store.first->base : start;
     log->settled.spilled = start;
+    if (!opened->clean) cps_ledger_doubt(&log->ledger, log->settled.head, start);
     const char *directory = config->durability != CPS_DURABILITY_MEMORY && log->has_store ? config->ring_directory : NULL;
     enum cps_status status = CPS_UNKNOWN;
     (void)pthread_mutex_lock(&logs_lock);
@@ -280,6 +318,7 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     meta->clean = false;
     meta->produced = produced;
     meta->settled = log->settled;
+    meta->ledger = log->ledger;
     opened->where = "the meta file";
     enum cps_status status = cps_meta_save(meta, true);
     /* Twice, so that no slot is left from before this open: it may say "clean", and a bit may flip in the newer one. */
@@ -331,17 +370,57 @@ static CPS_MUST_CHECK enum cps_status start_flusher(cps_log *log) {
 }
 
 /* Under the lock: messages that have their only home in the ring. */
-static uint64_t count_ring(cps_log *log) {
+static uint64_t count_ring(cps_log *log, uint64_t *spans) {
     uint64_t at = cps_log_low(log), messages = 0;
     const uint8_t *bytes;
     size_t size;
+    *spans = 0;
     while (cps_ring_view(log->ring, at, &bytes, &size) == CPS_OK) {
         cps_record record;
         CPS_ASSERT(cps_record_load(bytes, size, at, &record) == CPS_OK);
         messages += !record.is_pad;
+        *spans += record.is_pad ? 0 : cps_record_span(record.length_bytes);
         at += cps_record_span(record.length_bytes);
     }
     return messages;
+}
+
+static uint64_t rest(uint64_t whole, uint64_t part) { return whole > part ? whole - part : 0; }
+
+/* Under the lock, at open: what the counters say and what is there must agree.  A kill may have come between a counter and
+ * its entry in the ledger; and whole files may be missing, or be back. */
+static void reconcile(cps_log *log) {
+    cps_produced produced;
+    cps_settled *s = &log->settled;
+    uint64_t messages, bytes, pending, pending_bytes, spans;
+    uint64_t now = log->io->wall_ms(log->io->context);
+    cps_shared_read_produced(log->home.shared, &produced);
+    cps_ledger_sum(&log->ledger, CPS_REASON_REFUSED, &messages, &bytes);
+    if (s->dropped_messages > messages)
+        cps_ledger_add(&log->ledger, 0, produced.published, s->dropped_messages - messages, s->dropped_bytes - bytes,
+                       CPS_REASON_QUOTA, now);
+    messages = log->ledger.totals[CPS_REASON_REFUSED].messages;
+    bytes = log->ledger.totals[CPS_REASON_REFUSED].bytes;
+    if (produced.refused > messages)
+        cps_ledger_add(&log->ledger, CPS_REFUSED_POSITION + messages * CPS_RECORD_ALIGN,
+                       CPS_REFUSED_POSITION + produced.refused * CPS_RECORD_ALIGN, produced.refused - messages,
+                       produced.refused_bytes - bytes, CPS_REASON_REFUSED, now);
+    log->ledger_moved = true;
+    pending_on_disk(log, &pending, &pending_bytes);
+    pending += count_ring(log, &spans);
+    pending_bytes += spans;
+    messages = rest(produced.messages, produced.refused + s->acked_messages + s->dropped_messages + s->dead_messages);
+    bytes = rest(produced.bytes, produced.refused_bytes + s->acked_bytes + s->dropped_bytes + s->dead_bytes);
+    if (messages < pending || bytes < pending_bytes) { /* more than was known: files that were given up are back */
+        cps_ring_correct(log->ring, messages < pending ? pending - messages : 0,
+                         bytes < pending_bytes ? pending_bytes - bytes : 0);
+    }
+    if (messages > pending) {
+        uint64_t lost_bytes = bytes > pending_bytes ? bytes - pending_bytes : 0;
+        s->dropped_messages += messages - pending;
+        s->dropped_bytes += lost_bytes;
+        cps_log_lose(log, s->head, produced.published, messages - pending, lost_bytes, CPS_REASON_UNREADABLE);
+    }
 }
 
 static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened) {
@@ -354,6 +433,7 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     status = adopt_ring(log, opened);
     bool adopted = status == CPS_OK;
     if (status == CPS_EMPTY) status = start_ring(log, opened);
+    if (status == CPS_OK) finish_drops(log, opened);
     if (status == CPS_OK) status = count_settled(log, &opened->error);
     if (status != CPS_OK) return status;
     opened->ring_in_file = log->home.in_file;
@@ -368,10 +448,13 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     log->storage = log->has_store ? CPS_STORAGE_OK : CPS_STORAGE_NONE;
     log->checkpoint_head = log->settled.head;
     (void)pthread_mutex_lock(&log->lock);
+    recall_damage(log);
+    reconcile(log);
     cps_log_normalise(log);
     cps_log_commit(log);
     (void)pthread_mutex_unlock(&log->lock);
-    if (adopted) opened->ring_messages = count_ring(log);
+    uint64_t ignored;
+    if (adopted) opened->ring_messages = count_ring(log, &ignored);
     return log->has_store ? start_flusher(log) : CPS_OK;
 }
 
@@ -425,7 +508,8 @@ void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
     bool finished = cps_log_finish(log, timeout_ms);
     (void)pthread_mutex_lock(&log->lock);
     if (!finished) log->config.notify = NULL; /* whom it would tell is gone when we return */
-    *unsaved = count_ring(log);
+    uint64_t ignored;
+    *unsaved = count_ring(log, &ignored);
     (void)pthread_mutex_unlock(&log->lock);
     if (!finished) {
         /* The disk hangs.  The flusher still uses everything; it is left as it is, with the lock file held, and the ring's

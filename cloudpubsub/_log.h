@@ -58,10 +58,12 @@ typedef struct cps_log_config { /* strings are borrowed for the call of open onl
     uint64_t segment_bytes;
     uint64_t spool_bytes_max;
     uint64_t spool_messages_max; /* 0: no limit */
+    uint64_t min_free_bytes; /* that a new segment leaves to others on the file system */
     uint64_t spill_after_ms;
     uint64_t spill_timeout_ms;
     uint64_t block_timeout_ms; /* CPS_NO_LIMIT_MS: until room comes */
     uint64_t sync_interval_ms;
+    uint64_t sync_bytes; /* power mode: a group commit at the latest when so many wait for it; 0: no limit */
     uint64_t seal_after_ms; /* how long a full segment may stay unsynced outside power mode */
     void (*notify)(void *user); /* data was published while the reader was armed, or a loss waits; may be NULL */
     void *notify_user;
@@ -105,6 +107,9 @@ typedef struct cps_log_stats {
     uint64_t syncs;         /* since open */
     uint64_t damaged_ranges;
     uint64_t damaged_bytes;
+    uint64_t quarantine_bytes;
+    uint64_t uncertain_first; /* see _ledger.h */
+    uint64_t uncertain_end;
     enum cps_storage storage;
     int storage_error; /* errno of the last failure */
 } cps_log_stats;
@@ -127,10 +132,18 @@ void cps_log_shut(cps_log *log);
 
 /* ---- producers ---- */
 
-/* `try_only`: never waits; CPS_BUSY means call again without it.  Otherwise waits for room as `on_full` and the time
- * limits say.  CPS_OK; CPS_BUSY; CPS_TOO_LARGE; CPS_CLOSED; CPS_FULL (policies raise and block); CPS_DROPPED: taken and
+typedef struct cps_patience { /* of one append, over several calls; zeros but for `slice_ms` to begin with */
+    uint64_t slice_ms; /* how long one call may wait; CPS_NO_LIMIT_MS: to the end */
+    bool begun;
+    uint64_t healthy_until_ms;
+    uint64_t block_until_ms;
+} cps_patience;
+
+/* Waits for room as `on_full` and the time limits say; without `patience` not at all.  CPS_BUSY: not yet; call again, with
+ * the same patience.  CPS_OK; CPS_TOO_LARGE; CPS_CLOSED; CPS_FULL (policies raise and block); CPS_DROPPED: taken and
  * dropped, `*position` is in the range of refused positions. */
-CPS_MUST_CHECK enum cps_status cps_log_append(cps_log *log, cps_message *message, bool try_only, uint64_t *position);
+CPS_MUST_CHECK enum cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience *patience,
+                                              uint64_t *position);
 
 /* ---- reader ---- */
 

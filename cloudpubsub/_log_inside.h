@@ -7,6 +7,7 @@
 #include "_home.h"
 #include "_log.h"
 #include "_meta.h"
+#include "_quarantine.h"
 
 enum {
     CPS_LOSSES_MAX = 64,
@@ -16,6 +17,7 @@ enum {
     CPS_STAGING_BYTES = 256 * 1024,
     CPS_READ_TRIES = 3, /* at least a second apart */
     CPS_LAST_TRIES = 2,
+    CPS_QUARANTINE_SHARE = 16, /* of the quota */
     CPS_UNSEALED_MAX = 64, /* full segments that may wait for their sync: each has a file open */
 };
 #define CPS_RETRY_MIN_MS 1000u
@@ -44,6 +46,7 @@ struct cps_log {
     uint64_t sent;       /* also covers what the reader holds right now */
 
     cps_store store;
+    cps_quarantine quarantine; /* its counters; files are moved there with the lock let go, by one thread at a time */
     cps_segment *active;  /* flusher's; NULL: the next batch starts a new one */
     cps_segment *retired; /* out of the store, to be removed when nobody reads them */
     uint64_t retired_bytes; /* of their files, which still count against the quota */
@@ -82,6 +85,9 @@ struct cps_log {
 
     cps_loss losses[CPS_LOSSES_MAX]; /* not yet taken */
     size_t losses_used;
+    cps_ledger ledger;
+    bool ledger_moved;   /* since it was last in the shared page */
+    bool ledger_unsaved; /* since it was last in the meta file */
     cps_loss known[CPS_LOSSES_KNOWN]; /* ring of the last ones */
     size_t known_next;
     uint64_t damaged_ranges;

@@ -29,7 +29,7 @@ static cps_segment *hold(cps_log *log, uint64_t *position) {
     }
 }
 
-/* Under the lock: [position, end) of the disk is lost; the reader passes over it. */
+/* Under the lock, which is let go to keep the bytes aside: [position, end) of the disk is lost; the reader passes over it. */
 static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, uint64_t end, uint64_t messages,
                        enum cps_reason reason) {
     if (position < segment->lost_below) return; /* read again after a lost connection: it was counted */
@@ -47,6 +47,13 @@ static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, ui
     log->estimated_messages += messages;
     log->estimated_bytes += bytes;
     cps_log_lose(log, position, end, messages, bytes, reason);
+    cps_log_commit(log);
+    if (reason == CPS_REASON_UNREADABLE) segment->kept_aside = true; /* when it goes */
+    if (reason != CPS_REASON_DAMAGED || segment->read_handle < 0) return;
+    (void)pthread_mutex_unlock(&log->lock); /* only the reader closes its handle */
+    cps_quarantine_copy(&log->quarantine, segment->read_handle,
+                        CPS_SEGMENT_HEADER_BYTES + position - segment->base, position, end);
+    (void)pthread_mutex_lock(&log->lock);
 }
 
 /* Under the lock: reading failed.  True: so often, and for a reason that will not pass, that the file counts as lost. */

@@ -66,6 +66,8 @@ void cps_log_commit(cps_log *log) {
     cps_shared_read_produced(log->home.shared, &produced);
     if (s->head == produced.published) balance(log, &produced);
     cps_shared_commit_settled(log->home.shared, s);
+    if (log->ledger_moved) cps_shared_commit_ledger(log->home.shared, &log->ledger);
+    log->ledger_moved = false;
     uint64_t keep = cps_log_low(log);
     if (log->config.durability == CPS_DURABILITY_POWER && log->has_store) {
         /* What an earlier process wrote, or a failed file holds, is not in the ring and needs no place there. */
@@ -139,13 +141,20 @@ void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages,
     cps_loss *known = &log->known[(log->known_next + CPS_LOSSES_KNOWN - 1) % CPS_LOSSES_KNOWN];
     if (known->messages > 0 && known->reason == reason && known->end == first) merge(known, &loss);
     else log->known[log->known_next++ % CPS_LOSSES_KNOWN] = loss;
+    cps_ledger_add(&log->ledger, first, end, messages, bytes, reason, log->io->wall_ms(log->io->context));
+    log->ledger_moved = log->ledger_unsaved = true;
+    if (!log->checkpoint_timed) (void)pthread_cond_signal(&log->work); /* to have it saved soon */
+    log->checkpoint_timed = true;
     if (log->config.notify != NULL) log->config.notify(log->config.notify_user);
 }
 
 cps_segment *cps_log_victim(const cps_log *log) {
     cps_segment *victim = log->store.first;
     while (victim != NULL && victim->base < log->sent && log->sent != log->settled.head) victim = victim->next;
-    return victim == log->active ? NULL : victim;
+    if (victim == log->active) return NULL;
+    for (unsigned i = 0; i < CPS_VICTIMS; i++)
+        if (log->settled.victims[i] == 0) return victim;
+    return NULL; /* so many dropped files cannot be removed: dropping more would free nothing */
 }
 
 void cps_log_drop_segment(cps_log *log, cps_segment *victim) {
@@ -153,6 +162,9 @@ void cps_log_drop_segment(cps_log *log, cps_segment *victim) {
     uint64_t messages = victim->messages - victim->settled_messages;
     uint64_t bytes = victim->message_bytes - victim->settled_bytes;
     uint64_t end = victim->end;
+    unsigned place = 0;
+    while (log->settled.victims[place] != 0) CPS_ASSERT(++place < CPS_VICTIMS); /* cps_log_victim saw to it */
+    log->settled.victims[place] = victim->base + 1; /* counted now, removed later: a kill in between shows nothing twice */
     cps_log_retire(log, victim);
     log->settled.dropped_messages += messages;
     log->settled.dropped_bytes += bytes;
@@ -195,29 +207,31 @@ static bool drop_from_ring(cps_log *log, uint64_t span) {
     return true;
 }
 
-/* Under the lock, ring full: wait or make room as the policy says.  CPS_OK: try again; CPS_CLOSED; CPS_FULL;
+/* Under the lock, ring full: wait or make room as the policy says; CPS_BUSY when the slice is over.  CPS_OK: try again; CPS_CLOSED; CPS_FULL;
  * CPS_DROPPED: the new message is the one to go. */
-static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, uint64_t patience, uint64_t block_until) {
+static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, const cps_patience *patience,
+                                                uint64_t slice_until) {
     bool healthy = log->storage == CPS_STORAGE_OK;
     uint64_t now = log->io->monotonic_ms(log->io->context);
-    uint64_t until = patience;
-    if (!healthy || now >= patience) {
+    uint64_t until = patience->healthy_until_ms;
+    if (!healthy || now >= patience->healthy_until_ms) {
         switch (log->config.on_full) {
         case CPS_ON_FULL_RAISE: return CPS_FULL;
         case CPS_ON_FULL_DROP_NEWEST: return CPS_DROPPED;
         case CPS_ON_FULL_BLOCK:
-            if (now >= block_until) return CPS_FULL;
-            until = block_until;
+            if (now >= patience->block_until_ms) return CPS_FULL;
+            until = patience->block_until_ms;
             break;
         case CPS_ON_FULL_DROP_OLDEST:
             if (drop_from_ring(log, span)) return CPS_OK;
-            if (now >= patience) return CPS_DROPPED; /* nothing may go that is older */
+            if (now >= patience->healthy_until_ms) return CPS_DROPPED; /* nothing may go that is older */
             break;
         }
     }
+    if (now >= slice_until) return CPS_BUSY;
     log->producers_waiting++;
     (void)pthread_cond_signal(&log->work);
-    (void)cps_log_timed_wait(log, &log->room, until);
+    (void)cps_log_timed_wait(log, &log->room, smaller(until, slice_until));
     log->producers_waiting--;
     return CPS_OK;
 }
@@ -238,6 +252,7 @@ static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *me
     *position = CPS_REFUSED_POSITION + (now.refused - 1) * CPS_RECORD_ALIGN;
     (void)pthread_mutex_lock(&log->lock);
     cps_log_lose(log, *position, *position + CPS_RECORD_ALIGN, 1, span, CPS_REASON_REFUSED);
+    cps_shared_commit_ledger(log->home.shared, &log->ledger);
     (void)pthread_mutex_unlock(&log->lock);
     return CPS_DROPPED;
 }
@@ -256,25 +271,29 @@ static uint64_t stamp_now(cps_log *log) {
     return stamp;
 }
 
-enum cps_status cps_log_append(cps_log *log, cps_message *message, bool try_only, uint64_t *position) {
+enum cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience *patience, uint64_t *position) {
     unsigned due = 0;
     uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
     if (log->has_store && span > log->config.segment_bytes / CPS_SEGMENT_RECORD_SHARE) return CPS_TOO_LARGE;
     message->stamp_ms = stamp_now(log);
-    enum cps_status status = cps_ring_push(log->ring, message, try_only, position, &due);
+    enum cps_status status = cps_ring_push(log->ring, message, patience == NULL, position, &due);
     if (CPS_LIKELY(status == CPS_OK)) {
         if (CPS_UNLIKELY(due != 0)) wake(log, due);
         return CPS_OK;
     }
-    if (status == CPS_FULL && try_only) return CPS_BUSY;
+    if (status == CPS_FULL && patience == NULL) return CPS_BUSY;
     if (status != CPS_FULL) return status;
-    uint64_t patience = cps_log_after(log, log->config.spill_timeout_ms);
-    uint64_t block_until = cps_log_after(log, log->config.block_timeout_ms);
+    if (!patience->begun) {
+        patience->healthy_until_ms = cps_log_after(log, log->config.spill_timeout_ms);
+        patience->block_until_ms = cps_log_after(log, log->config.block_timeout_ms);
+        patience->begun = true;
+    }
+    uint64_t slice_until = cps_log_after(log, patience->slice_ms);
     do {
         enum cps_status verdict = CPS_OK;
         (void)pthread_mutex_lock(&log->lock);
         while (verdict == CPS_OK && !log->shut && !cps_ring_has_room(log->ring, span))
-            verdict = make_room(log, span, patience, block_until);
+            verdict = make_room(log, span, patience, slice_until);
         (void)pthread_mutex_unlock(&log->lock);
         if (verdict == CPS_DROPPED) return refuse(log, message, position);
         if (verdict != CPS_OK) return verdict;
@@ -426,6 +445,9 @@ void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
     out->syncs = log->syncs;
     out->damaged_ranges = log->damaged_ranges;
     out->damaged_bytes = log->damaged_bytes;
+    out->quarantine_bytes = log->quarantine.bytes;
+    out->uncertain_first = log->ledger.uncertain_first;
+    out->uncertain_end = log->ledger.uncertain_end;
     out->storage = log->storage;
     out->storage_error = log->storage_error;
     (void)pthread_mutex_unlock(&log->lock);

@@ -8,10 +8,12 @@
 
 static const uint8_t magic[8] = {'C', 'P', 'S', 'M', 'E', 'T', 'A', '1'};
 
-enum { AT_WORDS = 64, AT_IDENTITY = 512, AT_CRC = CPS_META_SLOT_BYTES - 4 };
+enum { AT_WORDS = 64, AT_LEDGER = 256, AT_IDENTITY = 512, AT_ENTRIES = 1600, AT_CRC = CPS_META_SLOT_BYTES - 4 };
 
-_Static_assert(AT_WORDS + 8 * (CPS_PRODUCED_WORDS + CPS_SETTLED_WORDS) <= AT_IDENTITY, "counters reach the identity");
-_Static_assert(AT_IDENTITY + 2 + CPS_META_IDENTITY_MAX <= AT_CRC, "identity reaches the checksum");
+_Static_assert(AT_WORDS + 8 * (CPS_PRODUCED_WORDS + CPS_SETTLED_WORDS) <= AT_LEDGER, "counters reach the ledger");
+_Static_assert(AT_LEDGER + 8 * CPS_LEDGER_HEAD_WORDS <= AT_IDENTITY, "the ledger reaches the identity");
+_Static_assert(AT_ENTRIES + 40 * CPS_LEDGER_ENTRIES <= AT_CRC, "the losses reach the checksum");
+_Static_assert(AT_IDENTITY + 2 + CPS_META_IDENTITY_MAX <= AT_ENTRIES, "identity reaches the losses");
 
 static void store_words(uint8_t *at, const void *from, unsigned words) {
     uint64_t value;
@@ -40,13 +42,15 @@ static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
     slot[56] = meta->clean;
     store_words(slot + AT_WORDS, &meta->produced, CPS_PRODUCED_WORDS);
     store_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, CPS_SETTLED_WORDS);
+    store_words(slot + AT_LEDGER, &meta->ledger, CPS_LEDGER_HEAD_WORDS);
+    store_words(slot + AT_ENTRIES, meta->ledger.entries, CPS_LEDGER_WORDS - CPS_LEDGER_HEAD_WORDS);
     cps_store16(slot + AT_IDENTITY, meta->identity_bytes);
     memcpy(slot + AT_IDENTITY + 2, meta->identity, meta->identity_bytes);
     cps_store32(slot + AT_CRC, cps_crc32c(0, slot, AT_CRC));
 }
 
 static bool slot_holds(const uint8_t slot[CPS_META_SLOT_BYTES]) {
-    return memcmp(slot, magic, 8) == 0 && cps_load32(slot + 8) == CPS_META_VERSION &&
+    return memcmp(slot, magic, 8) == 0 &&
            cps_load16(slot + AT_IDENTITY) <= CPS_META_IDENTITY_MAX &&
            cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC);
 }
@@ -60,6 +64,9 @@ static void decode(const uint8_t slot[CPS_META_SLOT_BYTES], cps_meta *meta) {
     meta->clean = slot[56] != 0;
     load_words(slot + AT_WORDS, &meta->produced, CPS_PRODUCED_WORDS);
     load_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, CPS_SETTLED_WORDS);
+    load_words(slot + AT_LEDGER, &meta->ledger, CPS_LEDGER_HEAD_WORDS);
+    load_words(slot + AT_ENTRIES, meta->ledger.entries, CPS_LEDGER_WORDS - CPS_LEDGER_HEAD_WORDS);
+    cps_ledger_tame(&meta->ledger);
     meta->identity_bytes = cps_load16(slot + AT_IDENTITY);
     memcpy(meta->identity, slot + AT_IDENTITY + 2, meta->identity_bytes);
 }
@@ -73,6 +80,7 @@ static CPS_MUST_CHECK enum cps_status load_best(cps_meta *meta, bool *found, int
                                                 (uint64_t)i * CPS_META_SLOT_BYTES, &got, error);
         if (status != CPS_OK) return status;
         if (got != sizeof slot || !slot_holds(slot)) continue;
+        if (cps_load32(slot + 8) != CPS_META_VERSION) return CPS_UNKNOWN; /* whole, and not ours to overwrite */
         if (*found && cps_load64(slot + 16) < meta->sequence) continue;
         decode(slot, meta);
         meta->anchor = i;

@@ -7,7 +7,8 @@
  *
  *   0 magic "CPSMETA1"   8 u32 version   12 u32 epoch   16 u64 sequence   24 spool id[16]   40 u64 generation
  *   48 u64 next_position   56 u8 clean   57 reserved[7]   64 cps_produced, cps_settled as u64 words in their order
- *   ... 512 u16 identity length, identity (at most 1024 bytes)   4092 u32 crc32c of [0, 4092)
+ *   256 the ledger's words up to its entries   512 u16 identity length, identity (at most 1024 bytes)
+ *   1600 the ledger's entries   4092 u32 crc32c of [0, 4092)
  *
  * A failed save may be tried again: it writes its slot anew as a whole, so nothing that a failed sync left in doubt is
  * believed, and it never touches the slot of the last synced state.
@@ -32,6 +33,7 @@ typedef struct cps_meta {
     bool clean;             /* closed with everything on the disk; the counters below are exact */
     cps_produced produced;
     cps_settled settled;
+    cps_ledger ledger;
     uint16_t identity_bytes;
     uint8_t identity[CPS_META_IDENTITY_MAX];
 
@@ -45,7 +47,8 @@ typedef struct cps_meta {
 } cps_meta;
 
 /* Open `path`, made when it is missing.  A file with no valid slot is treated as missing (`*damaged` says so): all
- * fields are then zero but the spool id, which is new.  CPS_OK; CPS_IO; CPS_DAMAGED: not a regular file. */
+ * fields are then zero but the spool id, which is new.  CPS_OK; CPS_IO; CPS_DAMAGED: not a regular file; CPS_UNKNOWN: made
+ * by a newer version. */
 CPS_MUST_CHECK enum cps_status cps_meta_open(const cps_io *io, const char *path, cps_meta *meta, bool *damaged,
                                              int *error);
 

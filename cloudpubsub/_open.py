@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloudpubsub._errors import SpoolError
 from cloudpubsub._message import Recovery
 from cloudpubsub._spool import Log
 
+if TYPE_CHECKING:
+    from cloudpubsub._options import Options
+
 __all__ = ["SEAL_AFTER_S", "open_log", "recovery_of"]
 
+_MOVE_TIMEOUT_S = 60.0
 SEAL_AFTER_S = 30.0  # how long a full segment may stay in the page cache alone
 _log = logging.getLogger("cloudpubsub")
 
@@ -23,60 +29,70 @@ def _ring_directory(given: str | os.PathLike[str] | None) -> str:
     return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/dev/shm"
 
 
-def open_log(
-    spool: str | os.PathLike[str] | None,
-    *,
-    identity: str | None,
-    durability: str,
-    on_full: str,
-    ring_bytes: int,
-    ring_dir: str | os.PathLike[str] | None,
-    segment_bytes: int,
-    max_spool_bytes: int,
-    max_spool_messages: int | None,
-    spill_after: float,
-    spill_timeout: float,
-    block_timeout: float | None,
-    sync_interval: float,
-    max_payload_bytes: int,
-) -> Log:
-    """Open the log in directory `spool`, made with its parents when it is missing; in memory alone if None.
+def _make_directory(path: Path) -> None:
+    """With its parents, and so that it is still there after a power cut."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in missing:
+        with contextlib.suppress(OSError):  # a parent that we may not read, or a file system that cannot
+            parent = os.open(made.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+
+
+def _open(options: Options, spool: str | None, identity: str | None) -> Log:
+    return Log(
+        directory=spool,
+        ring_directory=os.path.abspath(_ring_directory(options.ring_dir)) if spool is not None else None,
+        identity=identity,
+        adopt=options.adopt,
+        durability=options.durability,
+        on_full=options.on_full,
+        ring_bytes=options.ring_bytes,
+        segment_bytes=options.segment_bytes,
+        spool_bytes_max=options.max_spool_bytes,
+        spool_messages_max=options.max_spool_messages,
+        min_free_bytes=options.min_free_bytes,
+        spill_after_s=options.spill_after,
+        spill_timeout_s=options.spill_timeout,
+        block_timeout_s=options.block_timeout,
+        sync_interval_s=options.sync_interval,
+        sync_bytes=options.sync_bytes,
+        seal_after_s=SEAL_AFTER_S,
+        payload_max=options.max_payload_bytes,
+    )
+
+
+def open_log(options: Options, *, identity: str | None) -> Log:
+    """Open the log in directory `options.spool`, made with its parents when it is missing; in memory alone if None.
 
     Raises SpoolLockedError, IdentityError, SpoolError.  Says in the log what recovery found.
     """
+    # An absolute path: the program may change its directory, and files are made later too.
+    spool = None if options.spool is None else os.path.abspath(options.spool)
     if spool is not None:
-        # An absolute path: the program may change its directory, and files are made later too.
-        spool = os.path.abspath(spool)
         try:
-            Path(spool).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_directory(Path(spool))
         except OSError as exc:
-            raise SpoolError(exc.errno, f"cannot make the spool's directory: {exc.strerror}", str(spool)) from exc
-    log = Log(
-        directory=spool,
-        ring_directory=os.path.abspath(_ring_directory(ring_dir)) if spool is not None else None,
-        identity=identity,
-        adopt=False,
-        durability=durability,
-        on_full=on_full,
-        ring_bytes=ring_bytes,
-        segment_bytes=segment_bytes,
-        spool_bytes_max=max_spool_bytes,
-        spool_messages_max=max_spool_messages,
-        spill_after_s=spill_after,
-        spill_timeout_s=spill_timeout,
-        block_timeout_s=block_timeout,
-        sync_interval_s=sync_interval,
-        seal_after_s=SEAL_AFTER_S,
-        payload_max=max_payload_bytes,
-    )
+            raise SpoolError(exc.errno, f"cannot make the spool's directory: {exc.strerror}", spool) from exc
+    log = _open(options, spool, identity)
+    if spool is not None and log.stats()["ring_bytes"] != options.ring_bytes:
+        # The ring of a killed process, of another size: what is in it goes to the disk, and a new one is made.
+        found = log.found
+        if log.close(_MOVE_TIMEOUT_S) > 0:
+            _log.warning("spool %s: the disk refuses what the last process left, so its ring stays as it is", spool)
+        log = _open(options, spool, identity)
+        log.found.update(records=found["records"], ring_records=found["ring_records"], clean=found["clean"])
     found = log.found
     if spool is None:
         _log.warning("no spool: messages are kept in memory alone and lost with the process")
-    elif durability != "memory" and not found["ring_in_file"]:
+    elif options.durability != "memory" and not found["ring_in_file"]:
         _log.warning(
             "%s is not a usable tmpfs: a crash of the process loses what is in the ring only, as with "
             "durability='memory'; give ring_dir a directory on tmpfs",
-            _ring_directory(ring_dir),
+            _ring_directory(options.ring_dir),
         )
     if found["records"] or not found["clean"] or found["damaged_ranges"] or found["meta_damaged"]:
         _log.log(

@@ -69,6 +69,8 @@ class Options:
 
     #: Directory of the durable spool; it belongs to one process.  None: memory only, lost with the process.
     spool: str | os.PathLike[str] | None = setting(Path(optional=True), None)
+    #: True: take over a spool that belongs to another client id, with the messages in it.  False: IdentityError then.
+    adopt: bool = setting(Flag(), False)
     #: What survives.  "process": everything published survives a crash of the process (kill -9); sealed segments
     #: survive a power cut after at most 30 s.  "power": what is older than `sync_interval` survives a power cut too, at
     #: the cost of writing everything to the disk.  "memory": a crash loses what is only in the ring; a clean close
@@ -79,6 +81,8 @@ class Options:
     )
     #: Seconds between group commits with durability="power": the longest a power cut can reach back.  Less wears flash.
     sync_interval: float = setting(Seconds(0.001, 3_600), 1.0)
+    #: With durability="power": bytes waiting for a group commit that bring it forward.  None: `sync_interval` alone.
+    sync_bytes: int | None = setting(Integer(1, GIB, "bytes", optional=True), None)
     #: Memory for the newest messages: a power of two, 64 KiB to 1 GiB.  A record is at most a quarter of it.
     ring_bytes: int = setting(Integer(64 * KIB, GIB, "bytes", power_of_two=True), 4 * MIB)
     #: Directory (on tmpfs) of the ring's file.  None: $RUNTIME_DIRECTORY, else /dev/shm.
@@ -93,6 +97,8 @@ class Options:
     #: Largest payload.  At most a quarter of ring and of segment, less 1,056 bytes for header and topic (a longer topic
     #: or userdata leaves less).  Derived: 256 KiB, or as much less as ring and segment ask for.
     max_payload_bytes: int = setting(Integer(1, 256 * MIB, "bytes"), None, derived=True)
+    #: Bytes that a new segment must leave free on the file system for others; 0: none.
+    min_free_bytes: int = setting(Integer(0, 1 << 60, "bytes"), 16 * MIB)
     #: What happens when the quota, the free-space reserve or a failed storage refuses data: the oldest messages go, the
     #: new one goes, publish() waits up to `block_timeout`, or it raises SpoolFull.
     on_full: Literal["drop_oldest", "drop_newest", "block", "raise"] = setting(

@@ -23,8 +23,9 @@ class Spool:
 
     Args:
         path: Directory; made when it is missing.  One object of one process owns it: SpoolLockedError otherwise.
-        ring_bytes, segment_bytes, max_spool_bytes, max_spool_messages, on_full, durability, ring_dir, spill_after,
-        spill_timeout, block_timeout, sync_interval, max_payload_bytes: As in `Options`, with the same defaults.
+        ring_bytes, segment_bytes, max_spool_bytes, max_spool_messages, min_free_bytes, on_full, durability, ring_dir,
+        spill_after, spill_timeout, block_timeout, sync_interval, sync_bytes, max_payload_bytes: As in `Options`, with
+        the same defaults.
 
     Thread safety: `append`, `sync` and `stats` from any thread; `read` and `ack` exclude each other.  Errors:
     SpoolLockedError, SpoolError, OptionError when opening; ClosedError and ForkedError afterwards.
@@ -45,6 +46,7 @@ class Spool:
         segment_bytes: int | None = None,
         max_spool_bytes: int = 1 << 30,
         max_spool_messages: int | None = None,
+        min_free_bytes: int = 16 << 20,
         on_full: str = "drop_oldest",
         durability: str = "process",
         ring_dir: str | os.PathLike[str] | None = None,
@@ -52,6 +54,7 @@ class Spool:
         spill_timeout: float = 10.0,
         block_timeout: float | None = None,
         sync_interval: float = 1.0,
+        sync_bytes: int | None = None,
         max_payload_bytes: int | None = None,
     ) -> None:
         # The same checks and derived sizes as for a client; the broker is never used.
@@ -63,6 +66,7 @@ class Spool:
                 "segment_bytes": segment_bytes,
                 "max_spool_bytes": max_spool_bytes,
                 "max_spool_messages": max_spool_messages,
+                "min_free_bytes": min_free_bytes,
                 "on_full": on_full,
                 "durability": durability,
                 "ring_dir": ring_dir,
@@ -70,27 +74,13 @@ class Spool:
                 "spill_timeout": spill_timeout,
                 "block_timeout": block_timeout,
                 "sync_interval": sync_interval,
+                "sync_bytes": sync_bytes,
                 "max_payload_bytes": max_payload_bytes,
             }
         )
         self._read_lock = threading.Lock()
         self._pid = os.getpid()
-        self._log = open_log(
-            options.spool,
-            identity=None,
-            durability=options.durability,
-            on_full=options.on_full,
-            ring_bytes=options.ring_bytes,
-            ring_dir=options.ring_dir,
-            segment_bytes=options.segment_bytes,
-            max_spool_bytes=options.max_spool_bytes,
-            max_spool_messages=options.max_spool_messages,
-            spill_after=options.spill_after,
-            spill_timeout=options.spill_timeout,
-            block_timeout=options.block_timeout,
-            sync_interval=options.sync_interval,
-            max_payload_bytes=options.max_payload_bytes,
-        )
+        self._log = open_log(options, identity=None)
         #: What opening found.
         self.recovery: Recovery = recovery_of(self._log)
         register(self)

@@ -55,6 +55,7 @@ typedef struct cps_segment {
     bool full;              /* never appended to again */
     bool sealed;            /* footer written */
     bool named;             /* its entry in the directory is durable */
+    bool kept_aside;        /* to go to the quarantine instead of being removed */
     bool retired;           /* taken out of the log, to be removed once nobody reads it */
     unsigned users;         /* readers and appenders that hold it outside the lock */
     uint64_t unsynced_since_ms; /* monotonic; when the oldest byte that may not be durable was written */

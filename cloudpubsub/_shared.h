@@ -1,4 +1,4 @@
-/* The page of cursors and counters that lies in front of the ring.
+/* Cursors, counters and losses, in front of the ring.
  *
  * In a tmpfs file it outlives the process: after a kill it says exactly which bytes of the ring are records, and any
  * other process can watch it read-only.  Otherwise it is plain memory.
@@ -13,8 +13,10 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "_ledger.h"
+
 #define CPS_SHARED_MAGIC 0x31474e4952535043ull /* "CPSRING1" */
-enum { CPS_SHARED_BYTES = 4096, CPS_SHARED_VERSION = 1 };
+enum { CPS_SHARED_BYTES = 8192, CPS_SHARED_VERSION = 2, CPS_VICTIMS = 4 };
 
 typedef struct cps_produced { /* by producers; bytes are record spans, as in positions */
     uint64_t published;       /* cursor: everything before it is committed */
@@ -34,6 +36,7 @@ typedef struct cps_settled { /* by readers and the flusher */
     uint64_t dropped_bytes;
     uint64_t dead_messages;
     uint64_t dead_bytes;
+    uint64_t victims[CPS_VICTIMS]; /* base + 1 of dropped segments whose files may still be there; 0: none */
 } cps_settled;
 
 enum { CPS_PRODUCED_WORDS = sizeof(cps_produced) / 8, CPS_SETTLED_WORDS = sizeof(cps_settled) / 8 };
@@ -51,6 +54,9 @@ typedef struct cps_shared {
     _Atomic uint64_t produced[2][CPS_PRODUCED_WORDS];
     _Alignas(64) _Atomic uint32_t settled_sequence;
     _Atomic uint64_t settled[2][CPS_SETTLED_WORDS];
+    /* Committed after the counters; an open that finds less in it than they say enters the rest. */
+    _Alignas(64) _Atomic uint32_t ledger_sequence;
+    _Atomic uint64_t ledger[2][CPS_LEDGER_WORDS];
 } cps_shared;
 
 _Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
@@ -86,6 +92,12 @@ static inline void cps_shared_commit_settled(cps_shared *s, const cps_settled *f
 }
 static inline void cps_shared_read_settled(cps_shared *s, cps_settled *to) {
     cps_shared_get(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (uint64_t *)to);
+}
+static inline void cps_shared_commit_ledger(cps_shared *s, const cps_ledger *from) {
+    cps_shared_put(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (const uint64_t *)from);
+}
+static inline void cps_shared_read_ledger(cps_shared *s, cps_ledger *to) {
+    cps_shared_get(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (uint64_t *)to);
 }
 
 #endif

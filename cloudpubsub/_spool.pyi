@@ -2,6 +2,8 @@ from typing import Any
 
 from cloudpubsub._message import Message
 
+def crc32c(data: bytes | bytearray | memoryview, start: int = 0) -> int: ...
+
 class Log:
     wake_fd: int
     found: dict[str, Any]
@@ -18,10 +20,12 @@ class Log:
         segment_bytes: int,
         spool_bytes_max: int,
         spool_messages_max: int | None,
+        min_free_bytes: int,
         spill_after_s: float,
         spill_timeout_s: float,
         block_timeout_s: float | None,
         sync_interval_s: float,
+        sync_bytes: int | None,
         seal_after_s: float,
         payload_max: int,
     ) -> None: ...

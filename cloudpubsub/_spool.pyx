@@ -133,14 +133,27 @@ cdef int _raise_opening(cps_status status, cps_opened *opened, object directory,
     if status == CPS_FOREIGN:
         owner = opened.identity[:opened.identity_bytes].decode("utf-8", "replace")
         raise IdentityError(f"spool {directory}: it holds the messages of {owner!r}, not of {identity!r}; "
-                            "give another directory, or the client id that owns it")
+                            "give another directory, the client id that owns it, or adopt=True")
     if status == CPS_IO:
         raise SpoolError(opened.error, f"cannot open {where}: {os.strerror(opened.error)}", directory)
+    if status == CPS_UNKNOWN:
+        raise SpoolError(f"spool {directory}: {where} was written by a newer version of this library")
     if status == CPS_DAMAGED:
         raise SpoolError(f"spool {directory}: {where} is not a regular file")
     if status == CPS_TOO_LARGE:
         raise SpoolError(f"spool {directory}: {where}: the path or the client id (at most 1024 bytes) is too long")
     return check_status(status)
+
+
+def crc32c(data, unsigned int start=0):
+    """CRC-32C (Castagnoli) of a bytes-like object; `start` is that of what came before it."""
+    cdef const uint8_t[::1] view = data
+    cdef uint32_t crc = start
+    cdef size_t size = view.shape[0]
+    if size > 0:
+        with nogil:
+            crc = cps_crc32c(crc, &view[0], size)
+    return crc
 
 
 # After a fork the child holds nothing: see Log._let_go.
@@ -168,8 +181,8 @@ cdef class Log:
         self.wake_fd = -1
 
     def __init__(self, *, directory, ring_directory, identity, adopt, durability, on_full, ring_bytes, segment_bytes,
-                 spool_bytes_max, spool_messages_max, spill_after_s, spill_timeout_s, block_timeout_s,
-                 sync_interval_s, seal_after_s, payload_max):
+                 spool_bytes_max, spool_messages_max, min_free_bytes, spill_after_s, spill_timeout_s, block_timeout_s,
+                 sync_interval_s, sync_bytes, seal_after_s, payload_max):
         cdef cps_log_config config
         cdef cps_opened opened
         cdef cps_status status
@@ -195,6 +208,8 @@ cdef class Log:
         config.segment_bytes = segment_bytes
         config.spool_bytes_max = spool_bytes_max
         config.spool_messages_max = spool_messages_max or 0
+        config.min_free_bytes = min_free_bytes
+        config.sync_bytes = sync_bytes or 0
         config.spill_after_ms = _ms(spill_after_s)
         config.spill_timeout_ms = _ms(spill_timeout_s)
         config.block_timeout_ms = _ms(block_timeout_s)
@@ -284,6 +299,7 @@ cdef class Log:
     def append(self, topic, payload, bint retain=False, userdata=b""):
         """Append one message and return its position.  See `Client.publish`."""
         cdef cps_message message
+        cdef cps_patience patience
         cdef cps_status status
         cdef uint64_t position = 0
         cdef Py_buffer payload_view, userdata_view
@@ -320,12 +336,17 @@ cdef class Log:
             self.check()  # the arguments may have run Python code, which may have closed the log
             status = CPS_BUSY
             if message.payload_bytes <= KEEP_GIL_BYTES:
-                status = cps_log_append(self.log, &message, True, &position)
+                status = cps_log_append(self.log, &message, NULL, &position)
             if status == CPS_BUSY:
                 self.enter()
                 try:
-                    with nogil:
-                        status = cps_log_append(self.log, &message, False, &position)
+                    memset(&patience, 0, sizeof(patience))
+                    patience.slice_ms = WAIT_SLICE_MS
+                    while status == CPS_BUSY:
+                        with nogil:
+                            status = cps_log_append(self.log, &message, &patience, &position)
+                        if status == CPS_BUSY:
+                            PyErr_CheckSignals()
                 finally:
                     self.leave()
         finally:
@@ -475,6 +496,8 @@ cdef class Log:
             "oldest_age_seconds": s.oldest_age_ms / 1000.0,
             "ring_used_bytes": s.ring_used_bytes, "spool_bytes": s.spool_bytes, "spool_segments": s.spool_segments,
             "spilled_bytes": s.spilled_bytes, "damaged_ranges": s.damaged_ranges, "damaged_bytes": s.damaged_bytes,
+            "quarantine_bytes": s.quarantine_bytes,
+            "uncertain": (s.uncertain_first, s.uncertain_end) if s.uncertain_end else None,
             "storage": _STORAGE[s.storage], "storage_error": s.storage_error,
             "head": s.settled.head, "sent": s.sent, "spilled": s.settled.spilled, "synced": s.synced,
             "position": s.produced.published, "sent_max": s.settled.sent_max, "refused": s.produced.refused,

@@ -30,6 +30,13 @@ static void collect(void *user, const char *name) {
 
 static int by_name(const void *a, const void *b) { return strcmp(a, b); }
 
+/* A file that is not used: nothing may find it in the log again. */
+static void set_aside(cps_quarantine *quarantine, cps_segment *segment) {
+    int ignored; /* where it stays, the next open finds it, and the same again */
+    (void)!cps_quarantine_move(quarantine, segment->path, segment->file_bytes, &ignored);
+    cps_segment_close(segment);
+}
+
 static bool is_later(const cps_segment *a, const cps_segment *b) {
     return a->epoch > b->epoch || (a->epoch == b->epoch && a->serial > b->serial);
 }
@@ -39,7 +46,7 @@ static bool is_later(const cps_segment *a, const cps_segment *b) {
  * the failed file holds behind the last good sync was never promised, and may be half there.  False in `*keep`: `next`
  * brings nothing new. */
 static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, const cps_segment *next, cps_scratch *scratch,
-                                               bool *keep, int *error) {
+                                               cps_quarantine *quarantine, bool *keep, int *error) {
     cps_segment *last = store->last;
     enum cps_status status = CPS_OK;
     *keep = is_later(next, last) || (next->end > last->end && !is_later(last, next));
@@ -47,14 +54,31 @@ static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, const cps_segme
     cps_store_take(store, last);
     if (next->base > last->base) status = cps_segment_trim(last, next->base, scratch, error);
     if (status == CPS_OK && next->base > last->base && last->end > last->base) cps_store_add(store, last);
-    else cps_segment_close(last); /* its file stays; once its records are settled a later open removes it */
+    else set_aside(quarantine, last);
     return status;
+}
+
+static CPS_MUST_CHECK bool path_of(const cps_store *store, const char *name, char out[CPS_PATH_MAX]) {
+    int n = snprintf(out, CPS_PATH_MAX, "%s/%s", store->directory, name);
+    return n > 0 && n < CPS_PATH_MAX;
+}
+
+static uint64_t size_of(const cps_store *store, const char *path) {
+    const cps_io *io = store->io;
+    cps_io_facts facts = {0};
+    int handle, ignored; /* what cannot be opened has no size that anybody could know */
+    if (io->open(io->context, path, CPS_IO_READ, &handle, &ignored) != CPS_OK) return 0;
+    if (io->facts(io->context, handle, &facts, &ignored) != CPS_OK) facts.allocated_bytes = 0;
+    io->close(io->context, handle);
+    return facts.allocated_bytes;
 }
 
 /* Load one file and hang it behind the others.  Names sort by position, so order is right already. */
 static CPS_MUST_CHECK enum cps_status load(cps_store *store, const char *name, const uint8_t spool_id[16],
-                                           cps_scratch *scratch, cps_recovery *recovery, bool is_last, int *error) {
+                                           cps_scratch *scratch, cps_quarantine *quarantine, cps_recovery *recovery,
+                                           bool is_last, int *error) {
     cps_segment *segment;
+    char path[CPS_PATH_MAX];
     uint64_t torn = recovery->scan.torn_bytes;
     enum cps_status status =
         cps_segment_load(store->io, store->directory, name, spool_id, scratch, &segment, &recovery->scan, error);
@@ -62,23 +86,28 @@ static CPS_MUST_CHECK enum cps_status load(cps_store *store, const char *name, c
     if (status == CPS_EMPTY && recovery->scan.torn_bytes == torn) return CPS_OK;
     if (status == CPS_EMPTY && is_last) {
         /* Nothing valid follows, so this is not damage: it is the end of the log, cut off in its first write. */
-        char path[CPS_PATH_MAX];
-        int n = snprintf(path, sizeof path, "%s/%s", store->directory, name);
-        if (n > 0 && (size_t)n < sizeof path) (void)!store->io->remove(store->io->context, path, error);
+        if (path_of(store, name, path)) (void)!store->io->remove(store->io->context, path, error);
         return CPS_OK;
     }
     bool passes = *error == EMFILE || *error == ENFILE || *error == ENOMEM;
     if (status == CPS_IO && passes) return status; /* passed over, it would count as settled when it can be read again */
     if (status != CPS_OK) {
         recovery->unreadable++;
+        /* Not what belongs to another spool; that is somebody else's to move. */
+        if (status != CPS_UNKNOWN && path_of(store, name, path))
+            (void)!cps_quarantine_move(quarantine, path, size_of(store, path), error);
         return CPS_OK;
     }
     bool keep = true;
     if (store->last != NULL && segment->base < store->last->end) {
         recovery->overlapping++;
-        status = untangle(store, segment, scratch, &keep, error);
+        status = untangle(store, segment, scratch, quarantine, &keep, error);
     }
-    if (status != CPS_OK || !keep) {
+    if (status == CPS_OK && !keep) {
+        set_aside(quarantine, segment);
+        return CPS_OK;
+    }
+    if (status != CPS_OK) {
         cps_segment_close(segment);
         return status;
     }
@@ -95,7 +124,8 @@ static CPS_MUST_CHECK enum cps_status list_names(const cps_io *io, const char *d
 }
 
 enum cps_status cps_store_recover(cps_store *store, const cps_io *io, const char *directory,
-                                  const uint8_t spool_id[16], cps_recovery *recovery, int *error) {
+                                  const uint8_t spool_id[16], cps_quarantine *quarantine, cps_recovery *recovery,
+                                  int *error) {
     memset(store, 0, sizeof *store);
     memset(recovery, 0, sizeof *recovery);
     store->io = io;
@@ -106,7 +136,8 @@ enum cps_status cps_store_recover(cps_store *store, const cps_io *io, const char
     enum cps_status status = list_names(io, directory, &list, error);
     cps_scratch scratch = {0};
     for (size_t i = 0; status == CPS_OK && i < list.count; i++)
-        status = load(store, list.name[i], spool_id, &scratch, recovery, i + 1 == list.count, error);
+        status =
+            load(store, list.name[i], spool_id, &scratch, quarantine, recovery, i + 1 == list.count, error);
     recovery->segments = store->segments;
     cps_scratch_close(&scratch);
     free(list.name);

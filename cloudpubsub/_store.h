@@ -5,6 +5,7 @@
 #ifndef CPS_STORE_H
 #define CPS_STORE_H
 
+#include "_quarantine.h"
 #include "_segment.h"
 
 typedef struct cps_store {
@@ -21,14 +22,16 @@ typedef struct cps_store {
 typedef struct cps_recovery { /* what opening found */
     cps_scan scan;
     uint64_t segments;
-    uint64_t unreadable; /* files with a segment's name that could not be used; left where they are */
+    uint64_t unreadable; /* files with a segment's name that could not be used */
     uint64_t overlapping; /* of these, whose positions another segment holds */
 } cps_recovery;
 
-/* Load every segment in `directory`.  Foreign files are left alone, unreadable ones counted and left.  CPS_OK; CPS_IO:
+/* Load every segment in `directory`.  Foreign files are left alone; what cannot be read, or is whole in another file, goes
+ * to the quarantine and is counted.  CPS_OK; CPS_IO:
  * the directory cannot be listed; CPS_NO_MEMORY; CPS_TOO_LARGE. */
 CPS_MUST_CHECK enum cps_status cps_store_recover(cps_store *store, const cps_io *io, const char *directory,
-                                                 const uint8_t spool_id[16], cps_recovery *recovery, int *error);
+                                                 const uint8_t spool_id[16], cps_quarantine *quarantine, cps_recovery *recovery,
+                                                 int *error);
 
 /* Which spool do the segments in `directory` belong to, and what is the highest epoch among them?  For a spool whose own
  * record of that is gone.  False: none of them can tell. */

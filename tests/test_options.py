@@ -40,7 +40,7 @@ def test_defaults_fit_a_small_gateway(tmp_path: Path) -> None:
         "session_expiry": 86_400, "clean_session": False, "handler_retries": 3, "handler_queue": 1_000,
         "on_handler_failure": "ack", "on_connect": None, "on_disconnect": None, "on_publish": None, "on_drop": None,
         "on_dead_letter": None, "addresses": (Address("mqtt", "broker.example", 1883, False),),
-        "client_id_derived": False,
+        "client_id_derived": False, "adopt": False, "min_free_bytes": 16 << 20, "sync_bytes": None,
     }  # fmt: skip
 
 
@@ -55,6 +55,9 @@ WRONG: dict[str, list[Any]] = {
     "protocol": ["5", "3.1", 5, None],
     "keep_alive": [0, 65_536, 60.0, "60", True, None],
     "spool": ["", 5, b"/x", "a\0"],
+    "adopt": [1, "yes", None],
+    "min_free_bytes": [-1, 1.0, "1", True, None],
+    "sync_bytes": [0, -1, 1.5, "1", True, (1 << 30) + 1],
     "durability": ["", "none", 1],
     "sync_interval": [0, -1, "1", float("nan"), float("inf"), True, None, 10**400],
     "ring_bytes": [32 * KIB, 3 * MIB, 2 * GIB, 4.0 * MIB, "4MiB", None],

@@ -131,7 +131,7 @@ class Log:
         defaults = {
             "ring_bytes": 4096, "segment_bytes": 8192, "spool_bytes_max": 1 << 30, "spool_messages_max": 0,
             "spill_after_ms": ANY_TIME // 4, "spill_timeout_ms": 10_000, "block_timeout_ms": 10_000,
-            "sync_interval_ms": 0, "seal_after_ms": 30_000, "adopt": False,
+            "sync_interval_ms": 0, "sync_bytes": 0, "min_free_bytes": 0, "seal_after_ms": 30_000, "adopt": False,
         }  # fmt: skip
         for name, value in (defaults | chosen).items():
             setattr(config, name, value)
@@ -181,7 +181,8 @@ class Log:
         message = self.ffi.new("cps_message *")
         message.topic, message.payload, message.userdata = parts
         message.topic_bytes, message.payload_bytes, message.userdata_bytes = len(topic), len(payload), len(userdata)
-        status: int = self.lib.cps_log_append(self.c, message, try_only, self.number)
+        patience = self.ffi.NULL if try_only else self.ffi.new("cps_patience *", {"slice_ms": ANY_TIME})
+        status: int = self.lib.cps_log_append(self.c, message, patience, self.number)
         return int(self.number[0]) if status in (self.lib.CPS_OK, self.lib.CPS_DROPPED) else status
 
     def read(self, max_bytes: int = 1 << 16, take: int | None = None) -> list[Record] | int | tuple[int, int]:

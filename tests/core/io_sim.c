@@ -305,6 +305,22 @@ static enum cps_status sim_do_remove(void *context, const char *path, int *error
     return leave(s, CPS_OK);
 }
 
+/* Its new name is durable with the next sync of its new directory, the end of the old one with that of the old one: for a
+ * move between two directories that is one entry here, so it is durable with the former. */
+static enum cps_status sim_do_rename(void *context, const char *from, const char *to, int *error) {
+    ENTER(SIM_RENAME, true);
+    if (s->real) return leave(s, s->system->rename(NULL, from, to, error));
+    node *n = find(s, from), *old = find(s, to);
+    if (n == NULL) return leave(s, fail(error, ENOENT));
+    if (old != NULL) {
+        old->seen_entry = old->kept_entry = false;
+        drop_if_gone(old);
+    }
+    CPS_ASSERT(strlen(to) < sizeof n->path);
+    memcpy(n->path, to, strlen(to) + 1);
+    return leave(s, CPS_OK);
+}
+
 static enum cps_status sim_do_list(void *context, const char *path, void (*each)(void *user, const char *name),
                                    void *user, int *error) {
     ENTER(SIM_LIST, false);
@@ -435,7 +451,7 @@ sim *sim_new(bool real) {
     s->table = (cps_io){
         .context = s, .open = sim_do_open, .close = sim_do_close, .facts = sim_do_facts, .read = sim_do_read,
         .write = sim_do_write, .allocate = sim_do_allocate, .truncate = sim_do_truncate, .sync = sim_do_sync,
-        .sync_directory = sim_do_sync_directory, .make_directory = sim_do_make_directory, .remove = sim_do_remove,
+        .sync_directory = sim_do_sync_directory, .make_directory = sim_do_make_directory, .remove = sim_do_remove, .rename = sim_do_rename,
         .list = sim_do_list, .free_space = sim_do_free_space, .lock = sim_do_lock, .map = sim_do_map,
         .map_memory = sim_do_map_memory, .unmap = sim_do_unmap, .populate = sim_do_populate, .forget = sim_do_forget,
         .monotonic_ms = sim_do_monotonic, .tick_ms = sim_do_tick, .boottime_ms = sim_do_boottime,

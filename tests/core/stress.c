@@ -82,10 +82,11 @@ static void *produce(void *argument) {
             cps_message m;
             uint64_t position = 0;
             unsigned due;
+            cps_patience patience = {.slice_ms = CPS_NO_LIMIT_MS};
             compose(p->number, p->count, p->payload_max, topic, payload, userdata, &m);
-            enum cps_status status = p->log != NULL ? cps_log_append(p->log, &m, (p->count & 1) != 0, &position)
+            enum cps_status status = p->log != NULL ? cps_log_append(p->log, &m, (p->count & 1) != 0 ? NULL : &patience, &position)
                                                     : cps_ring_push(p->ring, &m, false, &position, &due);
-            if (p->log != NULL && status == CPS_BUSY) status = cps_log_append(p->log, &m, false, &position);
+            if (p->log != NULL && status == CPS_BUSY) status = cps_log_append(p->log, &m, &patience, &position);
             if (status == CPS_FULL) {
                 p->full++;
                 if (now_ms() >= p->until_ms) break;
@@ -386,7 +387,10 @@ enum cps_status stress_append(cps_log *log, uint64_t count, uint32_t payload_byt
     cps_message m = {.topic = (const uint8_t *)"gateway/sensors/temp", .topic_bytes = 20, .payload = payload,
                      .payload_bytes = payload_bytes};
     enum cps_status status = CPS_OK;
-    while (count-- > 0 && status == CPS_OK) status = cps_log_append(log, &m, false, position);
+    while (count-- > 0 && status == CPS_OK) {
+        cps_patience patience = {.slice_ms = CPS_NO_LIMIT_MS};
+        status = cps_log_append(log, &m, &patience, position);
+    }
     free(payload);
     return status;
 }

@@ -1,0 +1,84 @@
+/* The folder for what is damaged; see the header. */
+#include "_quarantine.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { COPY_BYTES = 16 * 1024, NAME_BYTES = 64 };
+
+static CPS_MUST_CHECK bool file_path(const cps_quarantine *q, const char *name, char out[CPS_PATH_MAX]) {
+    int n = snprintf(out, CPS_PATH_MAX, "%s/%s", q->path, name);
+    return n > 0 && n < CPS_PATH_MAX;
+}
+
+static void count_file(void *user, const char *name) {
+    cps_quarantine *q = user;
+    char path[CPS_PATH_MAX];
+    int handle, ignored; /* what cannot be looked at takes no room that could be known */
+    cps_io_facts facts;
+    if (!file_path(q, name, path) || q->io->open(q->io->context, path, CPS_IO_READ, &handle, &ignored) != CPS_OK) return;
+    if (q->io->facts(q->io->context, handle, &facts, &ignored) == CPS_OK)
+        q->bytes += facts.allocated_bytes > facts.size_bytes ? facts.allocated_bytes : facts.size_bytes;
+    q->io->close(q->io->context, handle);
+}
+
+typedef struct names {
+    cps_quarantine *q;
+    char name[256][NAME_BYTES];
+    unsigned used;
+} names;
+
+/* `list` may hold a lock of its own, so the files are looked at afterwards. */
+static void note_name(void *user, const char *name) {
+    names *all = user;
+    size_t length = strlen(name);
+    if (all->used < 256 && length < NAME_BYTES) memcpy(all->name[all->used++], name, length + 1);
+}
+
+enum cps_status cps_quarantine_open(cps_quarantine *q, const cps_io *io, const char *directory, uint64_t max_bytes) {
+    memset(q, 0, sizeof *q);
+    q->io = io;
+    q->max_bytes = max_bytes;
+    int n = snprintf(q->path, sizeof q->path, "%s/quarantine", directory), ignored;
+    if (n < 0 || (size_t)n >= sizeof q->path) return CPS_TOO_LARGE;
+    names all = {.q = q};
+    (void)!io->list(io->context, q->path, note_name, &all, &ignored); /* there may be none yet */
+    for (unsigned i = 0; i < all.used; i++) count_file(q, all.name[i]);
+    return CPS_OK;
+}
+
+/* Is there room for `size` bytes, and the folder? */
+static bool has_place(cps_quarantine *q, uint64_t size) {
+    int ignored;
+    if (size > q->max_bytes || q->bytes > q->max_bytes - size) return false;
+    return q->io->make_directory(q->io->context, q->path, &ignored) == CPS_OK;
+}
+
+void cps_quarantine_copy(cps_quarantine *q, int handle, uint64_t offset, uint64_t first, uint64_t end) {
+    const cps_io *io = q->io;
+    char name[NAME_BYTES], path[CPS_PATH_MAX];
+    uint8_t some[COPY_BYTES];
+    int out, ignored; /* an aid for people: a failure costs them that, and nobody else anything */
+    (void)snprintf(name, sizeof name, "%016" PRIx64 "-%016" PRIx64 ".bytes", first, end);
+    if (!has_place(q, end - first) || !file_path(q, name, path)) return;
+    if (io->open(io->context, path, CPS_IO_CREATE, &out, &ignored) != CPS_OK) return; /* it was kept before, perhaps */
+    q->bytes += end - first;
+    for (uint64_t at = 0; at < end - first;) {
+        size_t want = end - first - at < sizeof some ? (size_t)(end - first - at) : sizeof some, got = 0;
+        if (io->read(io->context, handle, some, want, offset + at, &got, &ignored) != CPS_OK || got == 0) break;
+        if (io->write(io->context, out, some, got, at, &ignored) != CPS_OK) break;
+        at += got;
+    }
+    io->close(io->context, out);
+}
+
+enum cps_status cps_quarantine_move(cps_quarantine *q, const char *path, uint64_t size_bytes, int *error) {
+    char target[CPS_PATH_MAX];
+    const char *name = strrchr(path, '/');
+    if (name == NULL || !file_path(q, name + 1, target) || !has_place(q, size_bytes))
+        return q->io->remove(q->io->context, path, error);
+    enum cps_status status = q->io->rename(q->io->context, path, target, error);
+    if (status == CPS_OK) q->bytes += size_bytes;
+    return status;
+}
