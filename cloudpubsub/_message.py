@@ -223,5 +223,7 @@ class Recovery:
     segments: int
     #: Of `records`, those found in the memory ring of a process that ended without closing.
     ring_records: int
+    #: Bytes read to find that out: headers and footers, and segments that were not sealed.
+    bytes_read: int
     #: How long it took, in seconds.
     duration_s: float

@@ -123,5 +123,6 @@ def recovery_of(log: Log) -> Recovery:
         damaged_bytes=found["damaged_bytes"],
         segments=found["segments"],
         ring_records=found["ring_records"],
+        bytes_read=found["bytes_read"],
         duration_s=found["duration_s"],
     )

@@ -1,4 +1,7 @@
 /* One segment file: making, appending, sealing.  Reading and scanning are in _segment_read.c. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "_segment.h"
 
 #include <inttypes.h>
@@ -13,13 +16,13 @@ const uint8_t cps_footer_magic[8] = {'C', 'P', 'S', 'F', 'O', 'O', 'T', '1'};
 enum { CPS_DISK_BLOCK_BYTES = 4096 }; /* what file systems give out */
 
 enum cps_status cps_segment_new(const cps_io *io, const char *directory, const char *name, cps_segment **out) {
-    cps_segment *segment = calloc(1, sizeof *segment);
+    size_t path_bytes = strlen(directory) + 1 + strlen(name) + 1;
+    if (path_bytes > CPS_PATH_MAX) return CPS_TOO_LARGE;
+    cps_segment *segment = calloc(1, sizeof *segment + path_bytes);
     if (segment == NULL) return CPS_NO_MEMORY;
-    int n = snprintf(segment->path, sizeof segment->path, "%s/%s", directory, name);
-    if (n < 0 || (size_t)n >= sizeof segment->path) {
-        free(segment);
-        return CPS_TOO_LARGE;
-    }
+    char *at = mempcpy(segment->path, directory, strlen(directory));
+    *at++ = '/';
+    memcpy(at, name, strlen(name) + 1);
     segment->io = io;
     segment->handle = segment->read_handle = -1;
     *out = segment;

@@ -35,7 +35,6 @@ enum {
 
 typedef struct cps_segment {
     const cps_io *io;
-    char path[CPS_PATH_MAX];
     uint64_t base;
     uint32_t epoch;
     uint32_t serial;
@@ -74,6 +73,8 @@ typedef struct cps_segment {
     uint64_t mapped_from; /* lowest position whose pages may be ours */
 
     struct cps_segment *next; /* in the store's list, by position */
+
+    char path[]; /* a large backlog has thousands of segments */
 } cps_segment;
 
 typedef struct cps_segment_identity { /* what a new segment is told */

@@ -1,0 +1,131 @@
+"""How long does opening a spool take, over its size?
+
+A process appends a backlog and closes, or is killed with SIGKILL; then fresh processes open the spool, with its files in
+the page cache and, where this may be arranged (as root), without.  What opening read and how much memory it took comes
+with it.
+Ten million records of 1 KiB take 11 GB of disk, so this one is not part of `python -m bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cloudpubsub
+from bench import _harness
+from bench._harness import TOPIC, Meter, Report, Sample, check
+
+_MODULE = "bench.recovery"
+_SIZES = (64, 1_024)
+_QUOTA_BYTES = 1 << 40
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+_WRITER = """
+import sys
+from itertools import repeat
+from cloudpubsub import Spool
+path, count, size, quota, topic = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+spool = Spool(path, max_spool_bytes=quota, segment_bytes=8 << 20, spill_timeout=600)
+append, payload = spool.append, bytes(size)
+for _ in repeat(None, count):
+    append(topic, payload)
+print("appended", flush=True)
+sys.stdin.readline()
+spool.close(600)
+"""
+
+
+def opening(order: dict[str, Any]) -> Sample:
+    with Meter() as meter:
+        spool = cloudpubsub.Spool(order["path"], max_spool_bytes=_QUOTA_BYTES, segment_bytes=8 << 20, spill_after=3600)
+    found = spool.recovery
+    check(found.records == order["messages"], f"{found.records} of {order['messages']} records found")
+    check(found.damaged_ranges == 0, f"{found.damaged_ranges} damaged ranges")
+    sample = meter.sample(
+        order["messages"], seconds=meter.seconds, mib_read=found.bytes_read / 2**20, segments=found.segments
+    )
+    # Without a goodbye, so that the next one finds the same: a killed process's spool stays one.
+    print(json.dumps(asdict(sample)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _write(path: Path, messages: int, size: int, killed: bool) -> None:
+    command = [sys.executable, "-c", _WRITER, str(path), str(messages), str(size), str(_QUOTA_BYTES), TOPIC]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        check(writer.stdout.readline() == b"appended\n", "the writer failed")
+        if killed:
+            writer.kill()
+        writer.stdin.close()
+        writer.wait()
+
+
+def _forget_pages() -> bool:
+    try:
+        os.sync()
+        _DROP_CACHES.write_text("3\n")
+    except OSError:
+        return False
+    return True
+
+
+def _open_in_child(path: Path, messages: int) -> Sample:
+    order = {"subject": "open", "path": str(path), "messages": messages}
+    child = subprocess.run(
+        [sys.executable, "-m", _MODULE, "--one", json.dumps(order)], capture_output=True, text=True, check=False
+    )
+    check(child.returncode == -signal.SIGKILL, child.stderr)
+    return Sample(**json.loads(child.stdout))
+
+
+def run(arguments: Namespace) -> Report:
+    messages = arguments.messages or (20_000 if arguments.quick else 10_000_000)
+    samples: dict[str, list[Sample]] = {}
+    for size in _SIZES:
+        for ending in ("closed", "killed"):
+            with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+                path = Path(directory) / "spool"
+                _harness.note_to_stderr(f"{messages:,} records of {size} B, {ending}")
+                _write(path, messages, size, ending == "killed")
+                for cache in ("warm", "cold"):
+                    if cache == "cold" and not _forget_pages():
+                        _harness.note_to_stderr("the page cache cannot be emptied: as root only")
+                        continue
+                    sample = _open_in_child(path, messages)
+                    samples.setdefault(f"{size} B, {ending}, {cache}", []).append(sample)
+                    if ending == "closed":
+                        # Killed by now; a clean end again, for the next one.
+                        with cloudpubsub.Spool(path, max_spool_bytes=_QUOTA_BYTES, segment_bytes=8 << 20):
+                            pass
+    return {"messages": messages, "subjects": _harness.summary(samples)}
+
+
+def show(report: Report) -> str:
+    rows = [
+        [
+            name,
+            f"{one['seconds']['median']:.3f}",
+            f"{one['mib_read']['median']:,.1f}",
+            f"{one['segments']['median']:,.0f}",
+            _harness.mib(one["rss_growth_bytes"]),
+        ]
+        for name, one in report["subjects"].items()
+    ]
+    head = [f"{report['messages']:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
+    return _harness.table(head, rows)
+
+
+if __name__ == "__main__":
+    parser = _harness.parser(_MODULE, __doc__)
+    parser.add_argument("--messages", type=int, help="records (default: 10 million)")
+    parser.add_argument("--directory", type=Path, help="where the spool is made (default: for temporary files)")
+    _harness.main(parser.parse_args(), {"open": opening}, run, show)
