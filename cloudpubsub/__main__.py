@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cloudpubsub import Error, OptionError, TopicError, __version__
-from cloudpubsub.cli import pub, sub
+from cloudpubsub.cli import dump, inspect, pub, repair, sub, verify
 from cloudpubsub.cli.common import FAILED, USAGE, say
 from cloudpubsub.demo import command as demo
 
@@ -28,6 +28,10 @@ _COMMANDS: dict[str, tuple[_Command, str]] = {
     "demo": (demo, "the whole story on an embedded broker: outages, kill -9, a restart, and a verdict"),
     "pub": (pub, "publish a message, or each line of stdin, durably"),
     "sub": (sub, "print messages, and acknowledge them after that"),
+    "inspect": (inspect, "tell what is in a spool, in use or not"),
+    "verify": (verify, "check every byte of a spool, in use or not"),
+    "dump": (dump, "print the messages of a spool, in use or not"),
+    "repair": (repair, "make a damaged copy of a spool clean"),
 }
 
 

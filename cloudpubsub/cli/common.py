@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import Any
 
 from cloudpubsub._client import Client
@@ -20,13 +24,19 @@ __all__ = [
     "USAGE",
     "add_connection_flags",
     "add_help",
+    "add_ring_flag",
+    "add_spool_flags",
     "connection_settings",
     "count",
     "make_client",
     "positive_integer",
     "say",
     "seconds",
+    "shown",
+    "time_of",
+    "whole_number",
     "write_json",
+    "writing",
 ]
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -50,6 +60,20 @@ def add_connection_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cert", metavar="FILE", help="use TLS with this client certificate")
     group.add_argument("--key", metavar="FILE", help="private key of --cert, if it is in a file of its own")
     group.add_argument("--tls-use-os-certs", action="store_true", help="use TLS and trust what the system trusts")
+
+
+def add_spool_flags(parser: argparse.ArgumentParser) -> None:
+    """A spool to look into."""
+    parser.add_argument("directory", metavar="DIR", help="the spool's directory, in use or not, or a copy of it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_ring_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ring-dir",
+        metavar="DIR",
+        help="where the ring of the spool lies; without it, where its owner has it, $RUNTIME_DIRECTORY and /dev/shm",
+    )
 
 
 def connection_settings(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
@@ -96,13 +120,48 @@ def say(text: str) -> None:
         pass  # nobody reads; the exit code still tells
 
 
-def write_json(document: object) -> None:
-    """One line of JSON on stdout."""
+@contextmanager
+def writing() -> Iterator[None]:
+    """For a block that prints: it is written out at the end, and left early when nobody reads any more."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to fail
     try:
-        print(json.dumps(document), flush=True)
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever asked is gone.  Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def write_json(document: object) -> None:
+    """One line of JSON on stdout."""
+    with writing():
+        print(json.dumps(document))
+
+
+def shown(data: bytes) -> str:
+    """Bytes on one line of a terminal: text as it is, anything else, and the backslash, escaped as in Python."""
+    text = data.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(letter if letter.isprintable() and letter != "\\" else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    number = ord(letter)
+    # What is no UTF-8 was decoded to these.
+    return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else letter.encode("unicode_escape").decode()
+
+
+def time_of(milliseconds: int | None) -> str:
+    """A time since 1970, in UTC; `-` for one that is not known, or that no calendar has."""
+    try:
+        if milliseconds is None:
+            return "-"
+        at = datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
+        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):
+        return "-"
 
 
 def count(number: int, what: str = "message") -> str:
@@ -114,6 +173,14 @@ def seconds(text: str) -> float:
     """A finite number of seconds, 0 or more; for argparse."""
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
+        raise ValueError
+    return value
+
+
+def whole_number(text: str) -> int:
+    """0 or more; for argparse."""
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
