@@ -102,7 +102,13 @@ $(VENV)/.%: $(SOURCES) | $(VENV)/.base
 	touch $@
 
 mosquitto:
-	@if PATH="$$PATH:/usr/local/sbin:/usr/sbin" type -P mosquitto >/dev/null; then exit 0; fi
+	@export PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null && ! { type -P mkfs.ext4 && type -P mount; } >/dev/null; then
+	    echo "installing e2fsprogs and mount, for file systems of the tests' own"
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends e2fsprogs mount || true # without, their tests say so
+	fi
+	if type -P mosquitto >/dev/null; then exit 0; fi
 	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; then
 	    echo "installing mosquitto"
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \

@@ -92,7 +92,7 @@ class Options:
     segment_bytes: int = setting(Integer(64 * KIB, GIB, "bytes", multiple=4 * KIB), None, derived=True)
     #: Quota for the spool's segments in bytes, at least 256 KiB.
     max_spool_bytes: int = setting(Integer(4 * _SEGMENT_UNIT, 1 << 60, "bytes"), GIB)
-    #: Quota for the backlog in messages.  None: bytes alone count.
+    #: Quota for the messages on the disk; those in the ring come on top.  None: bytes alone count.
     max_spool_messages: int | None = setting(Integer(1, 1 << 60, "messages", optional=True), None)
     #: Largest payload.  At most a quarter of ring and of segment, less 1,056 bytes for header and topic (a longer topic
     #: or userdata leaves less).  Derived: 256 KiB, or as much less as ring and segment ask for.

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from cloudpubsub._closing import register, unregister
 from cloudpubsub._errors import ForkedError
-from cloudpubsub._message import Message, Recovery
+from cloudpubsub._message import Drop, Message, Recovery
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
 
@@ -134,6 +134,10 @@ class Spool:
         published = self._log.published()
         if published > 0:
             self._log.wait_synced(published - 1, timeout)
+
+    def losses(self) -> list[Drop]:
+        """What ended without being acknowledged since the last call: dropped by a limit, or damaged on the disk."""
+        return [Drop(*loss) for loss in self._log.take_losses()]
 
     def stats(self) -> dict[str, object]:
         """Figures of the log: counters, cursors, bytes in ring and spool, state of the storage."""

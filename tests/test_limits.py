@@ -524,3 +524,14 @@ def test_policies_may_change_over_restarts(path: Path) -> None:
         found = drain(spool)
         assert found == sorted(set(found)) and found[-1] == start - 1
         check_ledger(spool)
+
+
+def test_a_spool_gives_out_what_it_dropped_once(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", ring_bytes=64 * KIB, max_spool_bytes=256 * KIB) as spool:
+        for _ in range(1000):
+            spool.append("topic", bytes(KIB))
+        eventually(lambda: spool.stats()["dropped"])
+        drops = spool.losses()
+        assert {drop.reason for drop in drops} == {"spool limit reached, oldest dropped"}
+        assert drops[0].first == 0 and drops[0].count > 0
+        assert not [drop for drop in spool.losses() if drop.first == 0]
