@@ -1,8 +1,8 @@
 """How long does opening a spool take, over its size?
 
-A process appends a backlog and closes, or is killed with SIGKILL; then fresh processes open the spool, with its files in
-the page cache and, where this may be arranged (as root), without.  What opening read and how much memory it took comes
-with it.
+A process appends a backlog and closes, or is killed with SIGKILL; then fresh processes open the spool, with its files
+in the page cache and, where this may be arranged (as root), without.  What opening read and how much memory it took
+comes with it.
 Ten million records of 1 KiB take 11 GB of disk, so this one is not part of `python -m bench`.
 """
 

@@ -88,7 +88,7 @@ enum cps_status cps_home_find(const cps_io *io, const char *directory, const uin
         status = CPS_EMPTY; /* not what we make: a sparse file could raise SIGBUS, somebody else's could lie */
     if (status == CPS_OK) {
         uint8_t *mapping;
-        status = io->map(io->context, handle, (size_t)facts.size_bytes, true, &mapping, error);
+        status = io->map(io->context, handle, (size_t)facts.size_bytes, &mapping, error);
         if (status == CPS_OK) {
             take_mapping(home, mapping, (size_t)facts.size_bytes, facts.size_bytes - page_bytes());
             home->in_file = true;
@@ -115,7 +115,7 @@ static CPS_MUST_CHECK enum cps_status map_file(const cps_io *io, cps_home *home,
     if (status == CPS_OK && !facts.is_in_memory) status = CPS_UNKNOWN;
     if (status == CPS_OK) status = io->allocate(io->context, handle, size, error);
     if (status == CPS_OK) status = io->lock(io->context, handle, error);
-    if (status == CPS_OK) status = io->map(io->context, handle, size, true, mapping, error);
+    if (status == CPS_OK) status = io->map(io->context, handle, size, mapping, error);
     if (status == CPS_OK) {
         home->handle = handle;
     } else {

@@ -20,9 +20,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 /* Linux 5.14; older headers lack the name */
-#endif
 #define TMPFS_FILE_SYSTEM 0x01021994
 #define RAMFS_FILE_SYSTEM 0x858458f6
 
@@ -181,9 +178,9 @@ static enum cps_status system_lock(void *context, int handle, int *error) {
     return errno == EWOULDBLOCK ? CPS_LOCKED : CPS_IO;
 }
 
-static enum cps_status finish_map(void *memory, size_t size, bool inherit, uint8_t **bytes, int *error) {
+static enum cps_status finish_map(void *memory, size_t size, uint8_t **bytes, int *error) {
     if (memory == MAP_FAILED) return failed(error);
-    if (!inherit && madvise(memory, size, MADV_DONTFORK) != 0) {
+    if (madvise(memory, size, MADV_DONTFORK) != 0) {
         enum cps_status status = failed(error);
         (void)munmap(memory, size);
         return status;
@@ -192,42 +189,20 @@ static enum cps_status finish_map(void *memory, size_t size, bool inherit, uint8
     return CPS_OK;
 }
 
-static enum cps_status system_map(void *context, int handle, size_t size, bool writable, uint8_t **bytes, int *error) {
+static enum cps_status system_map(void *context, int handle, size_t size, uint8_t **bytes, int *error) {
     (void)context;
-    int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    return finish_map(mmap(NULL, size, protection, MAP_SHARED, handle, 0), size, !writable, bytes, error);
+    return finish_map(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, handle, 0), size, bytes, error);
 }
 
 static enum cps_status system_map_memory(void *context, size_t size, uint8_t **bytes, int *error) {
     (void)context;
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return finish_map(memory, size, false, bytes, error);
+    return finish_map(memory, size, bytes, error);
 }
 
 static void system_unmap(void *context, uint8_t *bytes, size_t size) {
     (void)context;
     (void)munmap(bytes, size);
-}
-
-static enum cps_status system_populate(void *context, const uint8_t *bytes, size_t size, int *error) {
-    (void)context;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t start = (uintptr_t)bytes & ~(page - 1);
-    size_t length = size + ((uintptr_t)bytes - start);
-    int rc;
-    do rc = madvise((void *)start, length, MADV_POPULATE_READ);
-    while (rc != 0 && errno == EINTR);
-    if (rc == 0) return CPS_OK;
-    *error = errno;
-    return errno == EINVAL ? CPS_UNKNOWN : CPS_IO;
-}
-
-static void system_forget(void *context, const uint8_t *bytes, size_t size) {
-    (void)context;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t start = ((uintptr_t)bytes + page - 1) & ~(page - 1);
-    uintptr_t end = ((uintptr_t)bytes + size) & ~(page - 1);
-    if (end > start) (void)madvise((void *)start, end - start, MADV_DONTNEED);
 }
 
 static uint64_t clock_ms(clockid_t clock) {
@@ -315,8 +290,6 @@ static const cps_io system_io = {
     .map = system_map,
     .map_memory = system_map_memory,
     .unmap = system_unmap,
-    .populate = system_populate,
-    .forget = system_forget,
     .monotonic_ms = system_monotonic_ms,
     .wait_until = system_wait_until,
     .tick_ms = system_tick_ms,

@@ -64,16 +64,11 @@ struct cps_io {
     /* Take an exclusive lock that ends with the handle or the process; CPS_LOCKED if another handle has it. */
     enum cps_status (*lock)(void *context, int handle, int *error);
 
-    /* Map [0, size) of a file, shared.  Writable mappings (the ring's home in tmpfs) are not inherited by fork. */
-    enum cps_status (*map)(void *context, int handle, size_t size, bool writable, uint8_t **bytes, int *error);
+    /* Map [0, size) of a file, shared, writable, not inherited by fork: the ring's home in tmpfs. */
+    enum cps_status (*map)(void *context, int handle, size_t size, uint8_t **bytes, int *error);
     /* Anonymous zeroed memory, not inherited by fork. */
     enum cps_status (*map_memory)(void *context, size_t size, uint8_t **bytes, int *error);
     void (*unmap)(void *context, uint8_t *bytes, size_t size);
-    /* Fault in [bytes, bytes + size) of a file mapping and report what would have been SIGBUS.  CPS_UNKNOWN: this
-     * kernel cannot; read through `read` instead. */
-    enum cps_status (*populate)(void *context, const uint8_t *bytes, size_t size, int *error);
-    /* Give the pages of a mapping back to the kernel's cache: they stop counting as ours. */
-    void (*forget)(void *context, const uint8_t *bytes, size_t size);
 
     uint64_t (*monotonic_ms)(void *context); /* for time limits; stops while the machine sleeps */
     uint64_t (*tick_ms)(void *context);      /* the same, a few milliseconds late and five times cheaper */

@@ -3,13 +3,13 @@
 
 #include "_log_inside.h"
 
-/* The reader leaves the segment that it holds.  With the lock held, but for the unmapping. */
+/* The reader leaves the segment that it holds.  With the lock held, but for the closing. */
 void cps_log_leave_segment(cps_log *log) {
     cps_segment *segment = log->reading;
     if (segment == NULL) return;
     log->reading = NULL;
     (void)pthread_mutex_unlock(&log->lock);
-    cps_segment_rest(segment); /* only the reader touches its mapping */
+    cps_segment_rest(segment); /* only the reader touches that handle */
     (void)pthread_mutex_lock(&log->lock);
     segment->users--;
     if (segment->retired) (void)pthread_cond_signal(&log->work);
@@ -214,27 +214,50 @@ enum cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record
     return status;
 }
 
-enum cps_status cps_log_settle_through(cps_log *log, uint64_t position) {
-    cps_record record;
-    cps_span span;
-    (void)pthread_mutex_lock(&log->lock);
-    enum cps_status status = find(log, position, &record, &span);
-    uint64_t end = 0, here = log->settled.head, messages = 0, bytes = 0;
-    if (status == CPS_OK) end = position + cps_record_span(record.length_bytes);
-    while (status == CPS_OK && here < end) {
-        status = view(log, &here, CPS_STAGING_BYTES, &span);
-        if (status != CPS_OK) break;
-        if (span.size == 0) here = span.lost_end; /* it was counted when it was read */
-        for (size_t i = 0; i < span.size && here < end;) {
-            CPS_ASSERT(cps_record_load(span.bytes + i, span.size - i, here, &record) == CPS_OK);
-            uint64_t whole = cps_record_span(record.length_bytes);
-            messages += !record.is_pad;
-            bytes += record.is_pad ? 0 : whole;
-            i += (size_t)whole;
-            here += whole;
-        }
+/* Count a verified run from `*here` up to and including the message at `position`.  CPS_OK: it is in there, and `*here` is its
+ * end; CPS_EMPTY: the run ends before it; CPS_UNKNOWN: no message starts there. */
+static CPS_MUST_CHECK enum cps_status count_run(const cps_span *span, uint64_t position, uint64_t *here,
+                                                uint64_t *messages, uint64_t *bytes) {
+    for (size_t i = 0; i < span->size;) {
+        cps_record record;
+        CPS_ASSERT(cps_record_load(span->bytes + i, span->size - i, *here, &record) == CPS_OK); /* it was verified */
+        uint64_t whole = cps_record_span(record.length_bytes);
+        if (*here > position || (*here == position && record.is_pad)) return CPS_UNKNOWN;
+        bool found = *here == position;
+        *messages += !record.is_pad;
+        *bytes += record.is_pad ? 0 : whole;
+        i += (size_t)whole;
+        *here += whole;
+        if (found) return CPS_OK;
     }
+    return CPS_EMPTY;
+}
+
+enum cps_status cps_log_settle_through(cps_log *log, uint64_t position) {
+    uint64_t messages = 0, bytes = 0;
+    (void)pthread_mutex_lock(&log->lock);
+    uint64_t here = log->settled.head;
+    enum cps_status status = CPS_EMPTY;
+    if (position < here || position >= log->sent || position % CPS_RECORD_ALIGN != 0) status = CPS_UNKNOWN;
+    while (status == CPS_EMPTY) {
+        cps_span span;
+        status = view(log, &here, CPS_STAGING_BYTES, &span);
+        if (status == CPS_EMPTY || (status == CPS_OK && here > position)) status = CPS_UNKNOWN;
+        if (status != CPS_OK) break;
+        if (span.size > 0) {
+            status = count_run(&span, position, &here, &messages, &bytes);
+            continue;
+        }
+        /* Damage.  What was passed over when it was read is counted already; what has been damaged since was read. */
+        if (log->reading == NULL || here >= log->reading->lost_below) {
+            messages += span.lost_messages;
+            bytes += span.lost_end - here;
+        }
+        here = span.lost_end;
+        status = here > position ? CPS_OK : CPS_EMPTY;
+    }
+    if (status == CPS_OK && here > log->sent) here = log->sent;
     (void)pthread_mutex_unlock(&log->lock);
-    if (status == CPS_OK) cps_log_settle(log, end, messages, bytes);
+    if (status == CPS_OK) cps_log_settle(log, here, messages, bytes);
     return status;
 }

@@ -198,10 +198,7 @@ enum cps_status cps_segment_seal(cps_segment *segment, uint64_t *file_bytes) {
 }
 
 void cps_segment_rest(cps_segment *segment) {
-    const cps_io *io = segment->io;
-    if (segment->mapping != NULL) io->unmap(io->context, (uint8_t *)(uintptr_t)segment->mapping, segment->mapping_bytes);
-    segment->mapping = NULL;
-    shut_handle(io, &segment->read_handle);
+    shut_handle(segment->io, &segment->read_handle);
 }
 
 enum cps_status cps_segment_remove(cps_segment *segment) {

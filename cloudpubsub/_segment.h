@@ -13,7 +13,7 @@
  * chain of valid records ends.
  *
  * Threads: one appender (the flusher) calls append, sync, seal; one reader at a time calls span; the fields under
- * "extent" change only under the log's lock.  Owns handles and mapping.  After a failed write or sync the segment is
+ * "extent" change only under the log's lock.  Owns handles.  After a failed write or sync the segment is
  * poisoned: it is never written, synced or sealed again, and what was in it but not durable is the caller's to save. */
 #ifndef CPS_SEGMENT_H
 #define CPS_SEGMENT_H
@@ -68,9 +68,6 @@ typedef struct cps_segment {
 
     /* Reader's. */
     int read_handle; /* -1: not open */
-    const uint8_t *mapping;
-    size_t mapping_bytes;
-    uint64_t mapped_from; /* lowest position whose pages may be ours */
 
     struct cps_segment *next; /* in the store's list, by position */
 
@@ -148,7 +145,7 @@ CPS_MUST_CHECK enum cps_status cps_segment_trim(cps_segment *segment, uint64_t e
 bool cps_segment_identify(const cps_io *io, const char *directory, const char *name, uint8_t spool_id[16],
                           uint32_t *epoch);
 
-/* The reader moves on: unmap and close. */
+/* The reader moves on: close. */
 void cps_segment_rest(cps_segment *segment);
 
 /* Close and remove the file of a segment that nobody holds; may be tried again.  CPS_OK; CPS_IO. */

@@ -15,42 +15,14 @@ static CPS_MUST_CHECK enum cps_status open_for_reading(cps_segment *segment, int
     return status;
 }
 
-/* Map as much of the file as exists, so that a shortened file cannot be touched behind its end. */
-static bool map_file(cps_segment *segment) {
-    const cps_io *io = segment->io;
-    cps_io_facts facts;
-    uint8_t *bytes;
-    int ignored; /* whatever is wrong, reading by `read` reports it */
-    if (segment->mapping != NULL) return true;
-    if (io->facts(io->context, segment->read_handle, &facts, &ignored) != CPS_OK) return false;
-    if (facts.size_bytes == 0 || facts.size_bytes > SIZE_MAX / 2) return false;
-    if (io->map(io->context, segment->read_handle, (size_t)facts.size_bytes, false, &bytes, &ignored) != CPS_OK) return false;
-    segment->mapping = bytes;
-    segment->mapping_bytes = (size_t)facts.size_bytes;
-    segment->mapped_from = segment->base;
-    return true;
-}
-
-/* Bytes of positions [position, position + size) as far as the file has them: `*got` may be less. */
+/* Bytes of positions [position, position + size) as far as the file has them: `*got` may be less.  Read, not mapped: a page of
+ * a mapping that somebody truncates, or that the disk cannot give any more, is a SIGBUS, and looking first leaves a gap. */
 static CPS_MUST_CHECK enum cps_status fetch(cps_segment *segment, uint64_t position, size_t size, cps_scratch *scratch,
                                             const uint8_t **bytes, size_t *got, int *error) {
     const cps_io *io = segment->io;
     enum cps_status status = open_for_reading(segment, error);
     if (status != CPS_OK) return status;
     uint64_t offset = CPS_SEGMENT_HEADER_BYTES + position - segment->base;
-    if (map_file(segment) && offset + size <= segment->mapping_bytes) {
-        int ignored; /* what cannot be mapped in is read, and `read` says what is wrong */
-        status = io->populate(io->context, segment->mapping + offset, size, &ignored);
-        if (status == CPS_OK) {
-            if (position > segment->mapped_from)
-                io->forget(io->context, segment->mapping + CPS_SEGMENT_HEADER_BYTES + (segment->mapped_from - segment->base),
-                           (size_t)(position - segment->mapped_from));
-            segment->mapped_from = position;
-            *bytes = segment->mapping + offset;
-            *got = size;
-            return CPS_OK;
-        }
-    }
     status = cps_scratch_grow(scratch, size);
     if (status != CPS_OK) return status;
     *bytes = scratch->bytes;

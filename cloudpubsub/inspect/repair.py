@@ -122,17 +122,36 @@ class _Repair:
         """Make a file, or several whose positions overlap, clean."""
         epoch = max(self._epoch, *(check.file.segment.epoch for check in cluster))
         self._end = max(self._end, *(check.end for check in cluster))
-        if len(cluster) > 1 and not self._is_sound(cluster):
-            used = {file.name for file, item in merged([check.file for check in cluster]) if isinstance(item, Record)}
-            for check in cluster:
-                if check.file.name not in used:  # the others have all of it
+        is_sound = self._is_sound(cluster)
+        if not is_sound:
+            used = self._note_damage(cluster)
+            spare = [check for check in cluster if check.file.name not in used]
+            if used and spare:  # the others have all of it
+                cluster = [check for check in cluster if check.file.name in used]
+                is_sound = self._is_sound(cluster)
+                for check in spare:
                     self._retire(check)
-            cluster = [check for check in cluster if check.file.name in used]
-        if self._is_sound(cluster):
+        if is_sound:
             self._keep(cluster)
         else:
             self._rewrite(cluster, epoch)
         self._epoch = epoch
+
+    def _note_damage(self, cluster: list[FileCheck]) -> set[str]:
+        """Note what is lost; returns the names of the files that have anything to give."""
+        estimates = {
+            (check.file.name, finding.first): finding.messages for check in cluster for finding in check.findings
+        }
+        used: set[str] = set()
+        for file, item in merged([check.file for check in cluster]):
+            if isinstance(item, Record):
+                used.add(file.name)
+                continue
+            self._result.damaged_ranges += 1
+            self._result.damaged_bytes += item.end - item.first
+            if item.end > pending_from(self._settled, file):
+                self._lost.append(item._replace(messages=estimates.get((file.name, item.first), item.messages)))
+        return used
 
     def _is_sound(self, cluster: list[FileCheck]) -> bool:
         epoch, last = self._epoch, None
@@ -197,22 +216,14 @@ class _Repair:
 
     def _pieces(self, cluster: list[FileCheck]) -> Iterator[tuple[_Piece, Record]]:
         """The valid records, each with the piece that it belongs to."""
-        estimates = {
-            (check.file.name, finding.first): finding.messages for check in cluster for finding in check.findings
-        }
         piece: _Piece | None = None
         end = 0
         for file, item in merged([check.file for check in cluster]):
-            head = pending_from(self._settled, file)
             if isinstance(item, Damage):
-                self._result.damaged_ranges += 1
-                self._result.damaged_bytes += item.end - item.first
-                if item.end > head:
-                    self._lost.append(item._replace(messages=estimates.get((file.name, item.first), item.messages)))
                 continue
             if piece is None or item.position != end or file.name != piece.source.name:
                 piece = _Piece(item.position, file)
-            self._count(item, head)
+            self._count(item, pending_from(self._settled, file))
             end = item.position + item.span
             yield piece, item
 
@@ -249,9 +260,10 @@ class _Repair:
 
     def _new_meta(self) -> Meta:
         """What the segments tell; the rest is lost: the identity, the counters, how far messages were acknowledged."""
-        position = _above(self._end)
+        own = [file for file in self._files if file.parsed is not None and file.kind != "foreign"]
+        position = _above(max([self._end, *(file.reach for file in own)]))
         return Meta(
-            epoch=max(1, self._epoch),
+            epoch=max([1, self._epoch, *(file.header.epoch for file in own if file.header is not None)]),
             sequence=0,
             spool_id=self._spool_id,
             generation=0,  # of no ring

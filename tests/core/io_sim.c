@@ -346,9 +346,9 @@ static enum cps_status sim_do_lock(void *context, int handle, int *error) {
     return leave(s, CPS_OK);
 }
 
-static enum cps_status sim_do_map(void *context, int handle, size_t size, bool writable, uint8_t **bytes, int *error) {
+static enum cps_status sim_do_map(void *context, int handle, size_t size, uint8_t **bytes, int *error) {
     ENTER(SIM_MAP, false);
-    if (s->real) return leave(s, s->system->map(NULL, handle, size, writable, bytes, error));
+    if (s->real) return leave(s, s->system->map(NULL, handle, size, bytes, error));
     node *n = at(s, handle);
     n->users++;
     *bytes = n->seen;
@@ -377,20 +377,6 @@ static void sim_do_unmap(void *context, uint8_t *bytes, size_t size) {
         s->system->unmap(NULL, bytes, size);
     }
     (void)leave(s, CPS_OK);
-}
-
-static enum cps_status sim_do_populate(void *context, const uint8_t *bytes, size_t size, int *error) {
-    ENTER(SIM_POPULATE, false);
-    if (s->real) return leave(s, s->system->populate(NULL, bytes, size, error));
-    const node *n = node_of(s, bytes);
-    CPS_ASSERT(n != NULL);
-    uint64_t page_end = (n->seen_bytes + 4095) & ~(uint64_t)4095;
-    return leave(s, (uint64_t)(bytes - n->seen) + size <= page_end ? CPS_OK : fail(error, EFAULT));
-}
-
-static void sim_do_forget(void *context, const uint8_t *bytes, size_t size) {
-    sim *s = context;
-    if (s->real) s->system->forget(NULL, bytes, size);
 }
 
 static uint64_t jump(sim *s) {
@@ -453,7 +439,7 @@ sim *sim_new(bool real) {
         .write = sim_do_write, .allocate = sim_do_allocate, .truncate = sim_do_truncate, .sync = sim_do_sync,
         .sync_directory = sim_do_sync_directory, .make_directory = sim_do_make_directory, .remove = sim_do_remove, .rename = sim_do_rename,
         .list = sim_do_list, .free_space = sim_do_free_space, .lock = sim_do_lock, .map = sim_do_map,
-        .map_memory = sim_do_map_memory, .unmap = sim_do_unmap, .populate = sim_do_populate, .forget = sim_do_forget,
+        .map_memory = sim_do_map_memory, .unmap = sim_do_unmap,
         .monotonic_ms = sim_do_monotonic, .tick_ms = sim_do_tick, .boottime_ms = sim_do_boottime,
         .wall_ms = sim_do_wall, .wait_until = sim_do_wait_until, .boot_id = sim_do_boot_id, .random = sim_do_random,
     };

@@ -285,16 +285,7 @@ def test_a_failed_write_poisons_the_segment_and_is_cut_off(disk: Disk) -> None:
     segment.close()
 
 
-def test_reading_works_without_mappings(disk: Disk) -> None:
-    write(disk, True)
-    disk.fail("MAP", errno.ENODEV, sticky=True)
-    segment = Segment(disk)
-    assert segment.load() == disk.lib.CPS_OK
-    assert segment.read() == (messages(), [])
-    segment.close()
-
-
-def test_a_file_that_was_shortened_while_it_is_mapped_is_damage_and_no_signal(disk: Disk) -> None:
+def test_a_file_that_was_shortened_while_it_is_read_is_damage(disk: Disk) -> None:
     data = write(disk, True)
     segment = Segment(disk)
     assert segment.load() == disk.lib.CPS_OK
