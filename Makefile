@@ -3,6 +3,8 @@
 # make test-all  everything, on every CPython from 3.10 to 3.13 that is found
 # make lint      ruff, mypy, and the C core with every warning an error
 # make bench     what the README's numbers come from
+# make fuzz      fuzzing of what reads bytes from outside, for an hour a target, or FUZZ_SECONDS
+# make fuzz-quick  the same for a minute a target
 #
 # A fresh Debian or Ubuntu with git, Python >= 3.10, a C compiler and make is enough.
 
@@ -26,7 +28,20 @@ HAS_PARTS := import ensurepip, os, sys, sysconfig, venv; \
 	sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
 VERSIONS := 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-all bench lint clean mosquitto
+# Fuzzing: one program for each target.  Only the library is watched for coverage, its checksum aside, which has none that
+# is worth the time.
+FUZZ_CC ?= clang
+FUZZ_SECONDS ?= 3600
+FUZZ_TARGETS := recovery stream
+FUZZ_PROGRAMS := $(FUZZ_TARGETS:%=build/fuzz/fuzz_%)
+FUZZ_OBJECTS := $(patsubst %.c,build/fuzz/%.o,$(notdir $(filter %.c,$(SOURCES)))) \
+	$(addprefix build/fuzz/,io_sim.o files.o expect.o)
+FUZZ_HEADERS := $(wildcard cloudpubsub/*.h tests/core/*.h tests/fuzz/*.h)
+FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -fno-omit-frame-pointer \
+	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
+	-fsanitize=address,undefined -fno-sanitize-recover=all
+
+.PHONY: demo test test-all bench lint fuzz fuzz-quick fuzz-clang clean mosquitto
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -67,6 +82,65 @@ lint: $(VENV)/.test
 	    fi
 	done
 	[ -n "$$checked" ] || { echo "neither gcc nor clang was found: the C core was not checked" >&2; exit 1; }
+
+fuzz-quick: FUZZ_SECONDS = 60
+fuzz fuzz-quick: fuzz-clang
+	@[ -e build/fuzz/.clang ] || exit 0
+	$(MAKE) --no-print-directory $(FUZZ_PROGRAMS)
+	failed=""
+	for target in $(FUZZ_TARGETS); do
+	    program=build/fuzz/fuzz_$$target
+	    log=build/fuzz/$$target.log
+	    mkdir -p build/fuzz/corpus/$$target
+	    echo "fuzzing $$target: the corpus, then until $(FUZZ_SECONDS) s are over; see $$log"
+	    if $$program -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -print_final_stats=1 \
+	        -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus/$$target tests/fuzz/corpus/$$target >$$log 2>&1; then
+	        echo "  nothing found in $$(sed -n 's/^stat::number_of_executed_units: *//p' $$log) runs"
+	    else
+	        failed="$$failed $$target"
+	        grep -av '^#[0-9]*[[:space:]]' $$log | tail -n 50 >&2
+	        input=$$(sed -n 's/.*Test unit written to //p' $$log | tail -n 1)
+	        [ -z "$$input" ] || echo "again: $$program $$input    (FUZZ_SHOW=1 before it tells what the input means)" >&2
+	    fi
+	done
+	[ -z "$$failed" ] || { echo "fuzzing found something in:$$failed" >&2; exit 1; }
+
+# clang and its run-time library of the fuzzer, which Debian packs under the number of the version.
+fuzz-clang:
+	@mkdir -p build/fuzz
+	rm -f build/fuzz/.clang
+	works() {
+	    echo 'int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) { return 0; }' |
+	        $(FUZZ_CC) -fsanitize=fuzzer,address,undefined -x c - -o build/fuzz/.clang 2>/dev/null
+	}
+	if works; then exit 0; fi
+	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; then
+	    echo "installing clang"
+	    export DEBIAN_FRONTEND=noninteractive
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends clang libc6-dev || true
+	    if works; then exit 0; fi
+	    version=$$($(FUZZ_CC) -dumpversion | cut -d. -f1 || true)
+	    apt-get install -y -qq --no-install-recommends "libclang-rt-$$version-dev" || true
+	    if works; then exit 0; fi
+	fi
+	echo "########################################################################" >&2
+	echo "# clang with the run-time library of its fuzzer is missing and could   #" >&2
+	echo "# not be installed here: nothing is fuzzed.                            #" >&2
+	echo "# As root: apt-get install clang libclang-rt-dev                       #" >&2
+	echo "########################################################################" >&2
+	case "$${CI:-}" in ""|0|false) ;; *) echo "in CI that is a failure" >&2; exit 1;; esac
+
+$(FUZZ_PROGRAMS): build/fuzz/%: tests/fuzz/%.c $(FUZZ_OBJECTS) $(FUZZ_HEADERS)
+	@$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer $< $(FUZZ_OBJECTS) -o $@
+
+build/fuzz/_%.o: FUZZ_COVERAGE := -fsanitize=fuzzer-no-link
+build/fuzz/_crc32c.o: FUZZ_COVERAGE :=
+build/fuzz/%.o: cloudpubsub/%.c $(FUZZ_HEADERS)
+	@$(FUZZ_CC) $(FUZZ_FLAGS) $(FUZZ_COVERAGE) -c $< -o $@
+build/fuzz/%.o: tests/core/%.c $(FUZZ_HEADERS)
+	@$(FUZZ_CC) $(FUZZ_FLAGS) -c $< -o $@
+build/fuzz/%.o: tests/fuzz/%.c $(FUZZ_HEADERS)
+	@$(FUZZ_CC) $(FUZZ_FLAGS) -c $< -o $@
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,18 @@ _COMMANDS: dict[str, tuple[_Command, str]] = {
 }
 
 
+def _open_standard_files() -> None:
+    """Where one of the three is closed, the next file that is opened would take its place."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (argparse itself ends wrong usage with 2)."""
     parser = argparse.ArgumentParser(
@@ -51,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 name, help=text, description=f"{text[0].upper()}{text[1:]}.", add_help=False, allow_abbrev=False
             )
         )
+    _open_standard_files()
     args = parser.parse_args(argv)
     try:
         return _COMMANDS[args.command][0].run(args)

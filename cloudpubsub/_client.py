@@ -21,6 +21,7 @@ from cloudpubsub._errors import (
     WaitTimeout,
     WrongThreadError,
 )
+from cloudpubsub._fields import check_seconds
 from cloudpubsub._message import Message, Recovery, Stats
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
@@ -83,7 +84,7 @@ class Client:
         #: What opening the spool found.
         self.recovery: Recovery = recovery_of(self._log)
         self._pid = os.getpid()
-        self._append = self._log.append
+        self._append = self._log.append if options.on_full != "block" else self._append_where_it_may_block
         self._matcher: Matcher[Handler] = Matcher()
         self._dead_letters = DeadLetters(options.spool, min(_DEAD_LETTERS_BYTES, options.max_spool_bytes // 16))
         self._dispatcher = Dispatcher(
@@ -101,6 +102,7 @@ class Client:
         self._started = False
         self._subscriber_started = False
         self._closed = False
+        self._closing_thread = 0
         self._unsaved = 0
         self._last_stats: Stats | None = None
         self._losses_told = self._lost()
@@ -154,8 +156,13 @@ class Client:
             return 0  # a forked child holds nothing
         if self._dispatcher.is_current_thread():
             raise WrongThreadError("close() waits for the handlers, so a handler or callback cannot call it")
+        check_seconds("timeout", timeout)
         with self._lock:
             is_first, self._closed = not self._closed, True
+            if is_first:
+                self._closing_thread = threading.get_ident()
+        if not is_first and self._closing_thread == threading.get_ident():
+            return self._unsaved  # a signal handler: the call that it interrupted goes on when it returns
         if not is_first:
             self._all_over.wait(max(0.0, timeout))
             return self._unsaved
@@ -179,7 +186,9 @@ class Client:
             self._dispatcher.stop(share(0.5))
             self._last_stats = self._read_stats()
         finally:
-            # Whatever interrupts the above (Ctrl-C): the ring goes to the disk.
+            # Whatever interrupts the above (Ctrl-C): the threads end and the ring goes to the disk.
+            for part in (self._publisher, self._subscriber, self._dispatcher):
+                part.stop(0.0)
             self._unsaved = self._log.close(share(0.95))
             unregister(self)
             self._all_over.set()
@@ -225,8 +234,9 @@ class Client:
         """Put a message into the log and return its position, which names it for `wait` and in reports.
 
         Never waits for the network, and may be called before `start`.  When the memory ring is full it waits for the
-        disk, at most `spill_timeout` seconds; what happens when there is no room at all is said by `on_full`.  A
-        position of 2**63 or above names a message that `on_full="drop_newest"` refused.
+        disk, at most `spill_timeout` seconds; what happens when there is no room at all is said by `on_full`.  (With
+        "block" a handler or callback is not blocked but gets SpoolFull: the room may depend on its return.)  A position
+        of 2**63 or above names a message that `on_full="drop_newest"` refused.
 
         Args:
             topic: 1 to 65,535 bytes of UTF-8, no wildcards, no NUL.
@@ -249,6 +259,11 @@ class Client:
         self.wait_synced(position)
         return position
 
+    def _append_where_it_may_block(self, topic: Any, payload: Any, retain: bool, userdata: Any) -> int:
+        # A handler or callback that waited for room would stop the reports, and with them the acknowledgements that
+        # make it: it gets SpoolFull at once.
+        return self._log.append(topic, payload, retain, userdata, not self._dispatcher.is_current_thread())
+
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Wait until the message at `position` is acknowledged.
 
@@ -256,6 +271,7 @@ class Client:
         acknowledgement, ClosedError if the client closes first, ValueError for a position that was never issued.
         """
         self._check_thread("wait")
+        check_seconds("timeout", timeout, optional=True)
         if _REFUSED_POSITION <= position < _REFUSED_POSITION + 8 * self._log.stats()["refused"]:
             raise DeliveryFailed(position, self._log.outcome(position) or "full, newest dropped")
         if not 0 <= position < self._log.published():
@@ -272,6 +288,7 @@ class Client:
         made).  Raises WaitTimeout after `timeout` seconds, ClosedError.
         """
         self._check_thread("flush")
+        check_seconds("timeout", timeout, optional=True)
         published = self._log.published()
         if published > 0:
             self._log.wait_settled(published - 1, timeout)
@@ -285,6 +302,7 @@ class Client:
 
         It survives a power cut then.  Raises WaitTimeout, SpoolError (also without a spool), ClosedError.
         """
+        check_seconds("timeout", timeout, optional=True)
         if self.options.spool is None:
             raise ValueError("spool: without one nothing can be made durable")
         self._log.wait_synced(position, timeout)

@@ -34,7 +34,7 @@ def _close_all() -> None:
     for closable in list(_open):
         try:
             closable.close(_EXIT_TIMEOUT_S)
-        except Exception:
+        except BaseException:  # also Ctrl-C: the others are closed all the same
             logging.getLogger("cloudpubsub").exception("closing at exit failed")
 
 

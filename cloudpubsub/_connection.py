@@ -130,6 +130,11 @@ class Connection(ABC):
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # One that was never started and never stopped; a running thread keeps its object.
+        if hasattr(self, "_own_wake_fd"):
+            self._close_wake()
+
     def stop(self, timeout_s: float) -> bool:
         """End with a goodbye if there is time.  Returns whether the thread ended; it is left behind otherwise."""
         now_s = time.monotonic()
@@ -305,7 +310,10 @@ class Connection(ABC):
         if len(self._abandoned) >= _CONNECTORS:
             raise Ended("name resolution or TLS still hangs")
         index = self._next_address
-        attempt = Attempt(lambda: self._open(index, timeout_s), self.wake, f"{self._name}-connector")
+        try:
+            attempt = Attempt(lambda: self._open(index, timeout_s), self.wake, f"{self._name}-connector")
+        except RuntimeError as exc:  # none may be started while the interpreter exits
+            raise Ended(str(exc)) from None
         control: Control | None = None
         try:
             self._wait_offline(lambda: self._stopping or attempt.is_over, deadline_s)

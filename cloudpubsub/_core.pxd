@@ -185,6 +185,7 @@ cdef extern from "_log.h" nogil:
     void cps_log_shut(cps_log *log) noexcept
     ctypedef struct cps_patience:
         uint64_t slice_ms
+        c_bool never_block
     cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience *patience, uint64_t *position) noexcept
     cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) noexcept
     void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) noexcept

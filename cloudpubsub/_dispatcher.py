@@ -155,7 +155,10 @@ class Dispatcher:
             if self._started or self._stopping:
                 return
             self._started = True
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread may be started any more: the interpreter exits
+            self._started = False
 
     def is_current_thread(self) -> bool:
         """Whether the caller is a handler or callback."""

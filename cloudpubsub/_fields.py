@@ -14,7 +14,7 @@ from typing import Any
 
 from cloudpubsub._errors import OptionError
 
-__all__ = ["Callback", "Choice", "Flag", "Integer", "Kind", "Path", "Seconds", "Text", "setting"]
+__all__ = ["Callback", "Choice", "Flag", "Integer", "Kind", "Path", "Seconds", "Text", "check_seconds", "setting"]
 
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _TEXT_MAX = 65_535
@@ -208,3 +208,12 @@ class Callback(Kind):
 def setting(kind: Kind, default: Any, *, derived: bool = False, shown: bool = True) -> Any:
     """A field of Options.  `derived`: None stands for a value that is worked out from the others."""
     return field(default=default, repr=shown, metadata={"kind": kind, "derived": derived})
+
+
+def check_seconds(name: str, value: object, *, optional: bool = False) -> None:
+    """The time limit of a call: a number, or None where that is `optional`.  ValueError names it."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        allowed = "a number of seconds" + (", or None for no limit" if optional else "")
+        raise ValueError(f"{name}: {value!r} is not allowed; expected {allowed}")

@@ -134,6 +134,7 @@ void cps_log_shut(cps_log *log);
 
 typedef struct cps_patience { /* of one append, over several calls; zeros but for `slice_ms` to begin with */
     uint64_t slice_ms; /* how long one call may wait; CPS_NO_LIMIT_MS: to the end */
+    bool never_block;  /* with the policy block: CPS_FULL at once, from a thread that others wait for */
     bool begun;
     uint64_t healthy_until_ms;
     uint64_t block_until_ms;

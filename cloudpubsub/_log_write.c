@@ -285,7 +285,7 @@ enum cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience 
     if (status != CPS_FULL) return status;
     if (!patience->begun) {
         patience->healthy_until_ms = cps_log_after(log, log->config.spill_timeout_ms);
-        patience->block_until_ms = cps_log_after(log, log->config.block_timeout_ms);
+        patience->block_until_ms = cps_log_after(log, patience->never_block ? 0 : log->config.block_timeout_ms);
         patience->begun = true;
     }
     uint64_t slice_until = cps_log_after(log, patience->slice_ms);
@@ -407,7 +407,7 @@ static uint64_t oldest_age_ms(const cps_log *log) {
         const cps_segment *segment = cps_store_find(&log->store, log->settled.head);
         if (segment != NULL && segment->oldest_stamp_ms == 0) {
             uint64_t wall = io->wall_ms(io->context); /* of another boot: only the wall clock spans both */
-            return wall > segment->oldest_wall_ms ? wall - segment->oldest_wall_ms : 0;
+            return segment->oldest_wall_ms != 0 && wall > segment->oldest_wall_ms ? wall - segment->oldest_wall_ms : 0;
         }
         if (segment != NULL) stamp = segment->oldest_stamp_ms;
     } else {

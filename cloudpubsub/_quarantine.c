@@ -1,11 +1,12 @@
 /* The folder for what is damaged; see the header. */
 #include "_quarantine.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { COPY_BYTES = 16 * 1024, NAME_BYTES = 64 };
+enum { COPY_BYTES = 16 * 1024, NAME_BYTES = 64, SAME_NAMES_MAX = 100 };
 
 static CPS_MUST_CHECK bool file_path(const cps_quarantine *q, const char *name, char out[CPS_PATH_MAX]) {
     int n = snprintf(out, CPS_PATH_MAX, "%s/%s", q->path, name);
@@ -73,10 +74,23 @@ void cps_quarantine_copy(cps_quarantine *q, int handle, uint64_t offset, uint64_
     io->close(io->context, out);
 }
 
+/* A path for `name` that nothing has yet: what is kept is never written over. */
+static bool free_path(const cps_quarantine *q, const char *name, char out[CPS_PATH_MAX]) {
+    char tried[CPS_PATH_MAX];
+    for (unsigned i = 0; i < SAME_NAMES_MAX; i++) {
+        int handle, error = 0;
+        int n = i == 0 ? snprintf(tried, sizeof tried, "%s", name) : snprintf(tried, sizeof tried, "%s.%u", name, i);
+        if (n < 0 || (size_t)n >= sizeof tried || !file_path(q, tried, out)) return false;
+        if (q->io->open(q->io->context, out, CPS_IO_READ, &handle, &error) == CPS_OK) q->io->close(q->io->context, handle);
+        else if (error == ENOENT) return true;
+    }
+    return false;
+}
+
 enum cps_status cps_quarantine_move(cps_quarantine *q, const char *path, uint64_t size_bytes, int *error) {
     char target[CPS_PATH_MAX];
     const char *name = strrchr(path, '/');
-    if (name == NULL || !file_path(q, name + 1, target) || !has_place(q, size_bytes))
+    if (name == NULL || !has_place(q, size_bytes) || !free_path(q, name + 1, target))
         return q->io->remove(q->io->context, path, error);
     enum cps_status status = q->io->rename(q->io->context, path, target, error);
     if (status == CPS_OK) q->bytes += size_bytes;

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from cloudpubsub._closing import register, unregister
 from cloudpubsub._errors import ForkedError
+from cloudpubsub._fields import check_seconds
 from cloudpubsub._message import Drop, Message, Recovery
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
@@ -131,6 +132,7 @@ class Spool:
 
         Raises WaitTimeout after `timeout` seconds, SpoolError if the disk fails.
         """
+        check_seconds("timeout", timeout, optional=True)
         published = self._log.published()
         if published > 0:
             self._log.wait_synced(published - 1, timeout)
@@ -148,6 +150,7 @@ class Spool:
 
         Returns how many messages could not be saved: 0 unless the disk fails, hangs or is at its limit.
         """
+        check_seconds("timeout", timeout)
         unregister(self)
         return self._log.close(timeout)
 

@@ -229,13 +229,14 @@ static bool header_holds(const uint8_t *header, size_t got) {
            cps_load32(header + 124) == cps_crc32c(0, header, 124);
 }
 
-/* Believe the header if it is whole; without one the file name says what matters.  False: another spool's. */
+/* Believe the header if it is whole; without one the file name says what matters.  False: another spool's, or version's. */
 static bool load_header(cps_segment *segment, const uint8_t spool_id[16], int *error) {
     uint8_t header[CPS_SEGMENT_HEADER_BYTES], boot[16];
     size_t got;
     const cps_io *io = segment->io;
     if (io->read(io->context, segment->read_handle, header, sizeof header, 0, &got, error) != CPS_OK) return true;
     if (!header_holds(header, got)) return true;
+    if (cps_load32(header + 8) != CPS_SEGMENT_VERSION) return false; /* of a newer version of this library */
     if (memcmp(header + 16, spool_id, 16) != 0) return false;
     io->boot_id(io->context, boot);
     segment->oldest_wall_ms = cps_load64(header + 64);

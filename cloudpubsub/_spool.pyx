@@ -75,6 +75,20 @@ cdef const uint8_t *_topic_bytes(object topic, uint16_t *size) except NULL:
     return <const uint8_t *>text
 
 
+cdef const uint8_t *_text_bytes(object payload, Py_ssize_t *size) except NULL:
+    try:
+        return <const uint8_t *>PyUnicode_AsUTF8AndSize(payload, size)
+    except UnicodeEncodeError:
+        raise ValueError("payload: a str with lone surrogates is not allowed; it has no UTF-8") from None
+
+
+cdef int _get_buffer(object value, Py_buffer *view, name, expected) except -1:
+    try:
+        return PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
+    except TypeError:
+        raise TypeError(f"{name}: a {type(value).__name__} is not allowed; expected {expected}") from None
+
+
 cdef void _notify(void *fd) noexcept nogil:
     eventfd_write(<int><Py_ssize_t>fd, 1)
 
@@ -296,7 +310,7 @@ cdef class Log:
                 self.idle.notify_all()
         return 0
 
-    def append(self, topic, payload, bint retain=False, userdata=b""):
+    def append(self, topic, payload, bint retain=False, userdata=b"", bint may_block=True):
         """Append one message and return its position.  See `Client.publish`."""
         cdef cps_message message
         cdef cps_patience patience
@@ -313,9 +327,9 @@ cdef class Log:
                 message.payload = <const uint8_t *>PyBytes_AS_STRING(payload)
                 size = PyBytes_GET_SIZE(payload)
             elif isinstance(payload, str):
-                message.payload = <const uint8_t *>PyUnicode_AsUTF8AndSize(payload, &size)
+                message.payload = _text_bytes(payload, &size)
             else:
-                PyObject_GetBuffer(payload, &payload_view, PyBUF_SIMPLE)
+                _get_buffer(payload, &payload_view, "payload", "bytes-like or str")
                 has_payload_view = True
                 message.payload = <const uint8_t *>payload_view.buf
                 size = payload_view.len
@@ -326,7 +340,7 @@ cdef class Log:
                 message.userdata = <const uint8_t *>PyBytes_AS_STRING(userdata)
                 size = PyBytes_GET_SIZE(userdata)
             else:
-                PyObject_GetBuffer(userdata, &userdata_view, PyBUF_SIMPLE)
+                _get_buffer(userdata, &userdata_view, "userdata", "bytes-like")
                 has_userdata_view = True
                 message.userdata = <const uint8_t *>userdata_view.buf
                 size = userdata_view.len
@@ -342,6 +356,7 @@ cdef class Log:
                 try:
                     memset(&patience, 0, sizeof(patience))
                     patience.slice_ms = WAIT_SLICE_MS
+                    patience.never_block = not may_block
                     while status == CPS_BUSY:
                         with nogil:
                             status = cps_log_append(self.log, &message, &patience, &position)
@@ -535,15 +550,22 @@ cdef class Log:
         cdef uint64_t timeout_ms
         if self.forked or self.log == NULL or self.closing:
             return 0
-        self.closing = True
         deadline = time.monotonic() + timeout_s
+        self.closing = True
         cps_log_shut(self.log)
         log = self.log
+        interrupt = None
         with self.idle:
-            if not self.idle.wait_for(lambda: self.calls == 0, timeout_s):
-                self.left = True  # to the call that hangs, which still uses it
-                cps_log_stats_now(log, &s)
-                return s.pending_messages
+            try:
+                self.idle.wait_for(lambda: self.calls == 0, timeout_s)
+            except BaseException as exc:  # Ctrl-C: what can be saved is saved all the same
+                interrupt = exc
+        if self.calls > 0:
+            self.left = True  # to the call that hangs, which still uses it
+            cps_log_stats_now(log, &s)
+            if interrupt is not None:
+                raise interrupt
+            return s.pending_messages
         self.log = NULL
         timeout_ms = _ms(deadline - time.monotonic())
         with nogil:
@@ -552,4 +574,6 @@ cdef class Log:
         # Only now: the core may have written to it until here.
         os.close(self.wake_fd)
         self.wake_fd = -1
+        if interrupt is not None:
+            raise interrupt
         return unsaved

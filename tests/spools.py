@@ -142,6 +142,20 @@ def _zero_middle(path: Path) -> None:
     file.write_bytes(data[:4096] + bytes(2048) + data[6144:])
 
 
+def _zero_records(path: Path) -> None:
+    file = _segment(path).path
+    data = file.read_bytes()
+    file.write_bytes(data[:SEGMENT_HEADER] + bytes(len(data) - SEGMENT_HEADER - FOOTER) + data[-FOOTER:])
+
+
+def _flip_at_head(path: Path, step: int) -> None:
+    """The record at the head, or so many behind it."""
+    read = read_spool(path)
+    places = [place for place in read.segments[0].places if place.message is not None]
+    at = next(i for i, place in enumerate(places) if place.message == read.pending[0])
+    flip(read.segments[0].path, places[at + step].offset + 5)
+
+
 def _garbage(path: Path) -> None:
     file = _segment(path).path
     file.write_bytes(hashlib.shake_128(b"noise").digest(file.stat().st_size))
@@ -211,6 +225,9 @@ DAMAGES = [
     Damage("magic of the footer", _flip_in_segment(lambda size: size - 64), {"footer"}),
     Damage("crc of the footer", _flip_in_segment(lambda size: size - 1), {"footer"}),
     Damage("zeros in the middle", _zero_middle, {"records"}),
+    Damage("zeros for all records", _zero_records, {"records"}),
+    Damage("record at the head", lambda path: _flip_at_head(path, 0), {"records"}),
+    Damage("record before the head", lambda path: _flip_at_head(path, -1), {"records"}),
     Damage("zero tail behind a footer", lambda path: _zero_tail(path, FOOTER), {"unsealed"}),
     Damage("zero tail", lambda path: _zero_tail(path, 3000), {"unsealed", "missing"}),
     Damage("cut in a record", lambda path: _cut(path, lambda it: it.places[20].offset + 21), {"unsealed", "missing"}),

@@ -22,6 +22,7 @@ import pytest
 from cloudpubsub import Message, Spool
 from cloudpubsub.__main__ import main
 from cloudpubsub._dead_letters import DeadLetters
+from cloudpubsub.inspect.owner import owner_pid
 from tests.making import ROOT, Child
 from tests.reader import crc32c, read_spool
 from tests.spools import (
@@ -531,7 +532,8 @@ def test_inspect_tells_who_owns_a_spool_and_how_it_stands(tmp_path: Path, run: R
             append(spool, number)
         spool.ack(spool.read(2_000)[-1].position or 0)
         document, stats = run("inspect", tmp_path / "spool", "--json").document, spool.stats()
-        assert (document["in_use"], document["owner_pid"]) == (True, os.getpid())
+        assert document["in_use"] is True
+        assert document["owner_pid"] in (os.getpid(), None)  # not every file system's locks can be told apart
         assert document["counters"]["from"] == "ring" and document["ring"]["writer_pid"] == os.getpid()
         for name in ("published", "published_bytes", "acked", "acked_bytes", "backlog_messages", "backlog_bytes"):
             assert document["counters"][name] == stats[name]
@@ -566,6 +568,8 @@ def test_a_ring_that_only_its_owner_knows_is_found(
 ) -> None:
     with Spool(tmp_path / "spool", ring_dir=ring_directory, **SMALL) as spool:
         spool.append("t", b"x")
+        if owner_pid(str(tmp_path / "spool")) is None:
+            pytest.skip("the kernel does not tell who holds a lock on this file system")
         monkeypatch.setenv("RUNTIME_DIRECTORY", "")
         assert len(run("dump", tmp_path / "spool").out.splitlines()) == 1
 

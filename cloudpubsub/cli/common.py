@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
+from cloudpubsub._address import redact
 from cloudpubsub._client import Client
 from cloudpubsub._errors import OptionError
 from cloudpubsub._tls import TLS
@@ -91,7 +92,7 @@ def connection_settings(args: argparse.Namespace) -> tuple[str | None, dict[str,
         return None, settings
     host = args.host if args.host is not None else "localhost"
     if not host or any(letter in host for letter in "/@?#"):
-        raise OptionError("--host", repr(host), "expected a host name or an IP address")
+        raise OptionError("--host", repr(redact(host)), "expected a host name or an IP address")
     host = f"[{host}]" if ":" in host else host
     port = args.port if args.port is not None else 8883 if uses_tls else 1883
     return f"{'mqtts' if uses_tls else 'mqtt'}://{host}:{port}", settings

@@ -32,6 +32,7 @@ _CHUNK_BYTES = 64 * 1024
 _SLICE_S = 0.2  # between looks for a request to end
 _INTERRUPTED_WAIT_S = 1.0
 _CLOSE_S = 10.0
+_CLOSE_WITHOUT_SPOOL_S = 1.0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
             tally.publish_all(stop)
             tally.wait(stop, args.timeout)
         finally:
-            unsaved = client.close(_CLOSE_S)
+            # Without a spool all the waiting was done above, as long as the user wanted it.
+            unsaved = client.close(_CLOSE_S if args.spool is not None else _CLOSE_WITHOUT_SPOOL_S)
         return tally.report(unsaved)
 
 
