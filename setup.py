@@ -30,6 +30,7 @@ CORE = (
 )
 HEADERS = (
     "cloudpubsub/_bytes.h",
+    "cloudpubsub/_crash_point.h",
     "cloudpubsub/_crc32c.h",
     "cloudpubsub/_home.h",
     "cloudpubsub/_io.h",

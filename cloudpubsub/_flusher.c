@@ -44,18 +44,20 @@ static void storage_works(cps_log *log) {
 
 /* Under the lock: a file that failed is not trusted again; one with nothing in it goes at once. */
 static void give_up(cps_log *log, cps_segment *segment) {
-    segment->full = true;
+    segment->full = segment->given_up = true;
     if (log->active == segment) log->active = NULL;
     if (segment->end == segment->base && !segment->retired) cps_log_retire(log, segment);
 }
 
 /* A write or sync failed in power mode.  The ring still holds everything that was not confirmed, at the same positions, so the
- * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file. */
-static void take_back(cps_log *log, cps_segment *segment) {
+ * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file.  False:
+ * nothing was taken back. */
+static bool take_back(cps_log *log, cps_segment *segment) {
     uint64_t end = segment->synced_end;
     uint64_t from = end > log->settled.head ? end : log->settled.head;
     /* What an earlier process wrote is not in the ring: it stays where it is, readable but never known to be durable. */
-    if (!is_power(log) || segment->retired || end == segment->end || cps_ring_low(log->ring) > from) return;
+    if (!is_power(log) || segment->retired || end == segment->end || cps_ring_low(log->ring) > from) return false;
+    CPS_CRASH_POINT("take-back-begin");
     while (log->store.last != segment) cps_log_retire(log, log->store.last);
     log->store.messages -= segment->messages - segment->synced_messages;
     segment->messages = segment->synced_messages;
@@ -64,27 +66,43 @@ static void take_back(cps_log *log, cps_segment *segment) {
     if (segment->settled_bytes > segment->message_bytes) segment->settled_bytes = segment->message_bytes;
     segment->end = end;
     log->settled.spilled = end;
+    CPS_CRASH_POINT("take-back-done");
+    return true;
+}
+
+/* What was taken back, and is known to be, goes from the file too, unless somebody reads there.  Lets the lock go. */
+static void cut_off(cps_log *log, cps_segment *segment) {
+    if (segment->users > 0 || segment->retired) return;
+    segment->users++;
+    (void)pthread_mutex_unlock(&log->lock);
+    cps_segment_cut(segment);
+    CPS_CRASH_POINT("cut-off");
+    (void)pthread_mutex_lock(&log->lock);
+    segment->users--;
 }
 
 /* Make one segment durable; a full one is sealed.  Lets the lock go.  False: it failed. */
 static bool sync_segment(cps_log *log, cps_segment *segment) {
     const cps_io *io = log->io;
     uint64_t end = segment->end, file_bytes = segment->file_bytes;
-    bool seal = segment->full && !segment->sealed;
+    bool seal = segment->full && !segment->sealed, back = false;
     segment->users++;
     (void)pthread_mutex_unlock(&log->lock);
+    CPS_CRASH_POINT("sync-begin");
     enum cps_status status = seal ? cps_segment_seal(segment, &file_bytes) : cps_segment_sync(segment);
+    CPS_CRASH_POINT("sync-data");
     if (status == CPS_OK && !segment->named) {
         status = io->sync_directory(io->context, log->directory, &segment->error);
         segment->poison = status; /* its bytes are safe, its name is not */
         segment->named = status == CPS_OK;
+        CPS_CRASH_POINT("sync-named");
     }
     (void)pthread_mutex_lock(&log->lock);
     segment->users--;
     log->syncs++;
     if (status != CPS_OK) {
         storage_failed(log, segment->error);
-        take_back(log, segment); /* does nothing where nothing was unsynced and only the footer failed */
+        back = take_back(log, segment); /* does nothing where nothing was unsynced and only the footer failed */
         give_up(log, segment);
         if (log->closing && log->last_tries > 0) { /* the ring has it again: once more, to another file */
             log->last_tries--;
@@ -101,6 +119,8 @@ static bool sync_segment(cps_log *log, cps_segment *segment) {
     }
     cps_log_normalise(log);
     cps_log_commit(log);
+    CPS_CRASH_POINT("sync-committed");
+    if (back) cut_off(log, segment);
     return status == CPS_OK;
 }
 
@@ -121,9 +141,11 @@ static bool remove_one(cps_log *log) {
     while (segment != NULL && segment->users > 0) segment = segment->next;
     if (segment == NULL || now_ms(log) < log->remove_due_ms) return false;
     (void)pthread_mutex_unlock(&log->lock);
+    CPS_CRASH_POINT("remove-begin");
     enum cps_status status =
         segment->kept_aside ? cps_quarantine_move(&log->quarantine, segment->path, segment->file_bytes, &segment->error)
                             : cps_segment_remove(segment);
+    CPS_CRASH_POINT("remove-unlinked");
     (void)pthread_mutex_lock(&log->lock);
     if (status != CPS_OK) { /* a file system gone read-only: the file goes on counting against the quota */
         log->remove_due_ms = now_ms(log) + CPS_RETRY_MIN_MS;
@@ -135,7 +157,9 @@ static bool remove_one(cps_log *log) {
     log->retired_bytes -= segment->file_bytes;
     for (unsigned i = 0; i < CPS_VICTIMS; i++)
         if (log->settled.victims[i] == segment->base + 1) log->settled.victims[i] = 0;
+    CPS_CRASH_POINT("remove-unlisted");
     cps_shared_commit_settled(log->home.shared, &log->settled);
+    CPS_CRASH_POINT("remove-committed");
     cps_segment_close(segment);
     log->unlinked = true;
     if (log->storage == CPS_STORAGE_FULL) storage_works(log);
@@ -253,12 +277,15 @@ static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
         cps_segment *segment = NULL;
         int error = 0;
         (void)pthread_mutex_unlock(&log->lock);
+        CPS_CRASH_POINT("roll-begin");
         enum cps_status status =
             cps_segment_create(log->io, log->directory, &identity, file_bytes, &segment, &error);
+        CPS_CRASH_POINT("roll-created");
         (void)pthread_mutex_lock(&log->lock);
         if (status == CPS_OK) {
             cps_store_add(&log->store, segment);
             log->active = segment;
+            CPS_CRASH_POINT("roll-added");
             return true;
         }
         if (segment != NULL) cps_log_discard(log, segment);
@@ -283,6 +310,7 @@ static bool provide_segment(cps_log *log, uint64_t position, uint64_t span) {
     if (active != NULL && (!fits || crowded)) {
         active->full = true;
         log->active = NULL;
+        CPS_CRASH_POINT("roll-full");
     }
     if (log->active != NULL && !keep_limits(log, 0)) return false;
     return log->active != NULL || start_segment(log, position, span);
@@ -350,9 +378,11 @@ static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messa
 
 /* Write one batch.  False: the storage refused. */
 static bool spill_batch(cps_log *log, uint64_t goal) {
+    cps_segment *taken_back = NULL;
     log->spilling = true;
     uint64_t position = cps_log_low(log);
     bool done = provide_segment(log, position, first_span(log, position));
+    CPS_CRASH_POINT("spill-provided");
     if (done && cps_log_low(log) == position) { /* the reader may have settled it while the lock was open */
         cps_segment *active = log->active;
         uint64_t room = active->capacity_bytes - (active->end - active->base);
@@ -363,14 +393,17 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
         CPS_ASSERT(size > 0);
         uint64_t messages, bytes;
         (void)pthread_mutex_unlock(&log->lock);
+        CPS_CRASH_POINT("spill-staged");
         cps_segment_prepare(active, log->staging, size, position, &messages, &bytes);
         enum cps_status status = cps_segment_append(active, log->staging, size);
+        CPS_CRASH_POINT("spill-appended");
         (void)pthread_mutex_lock(&log->lock);
         if (status == CPS_OK) {
             take_in(log, size, position, messages, bytes);
+            CPS_CRASH_POINT("spill-taken");
         } else {
             storage_failed(log, active->error);
-            take_back(log, active);
+            if (take_back(log, active)) taken_back = active;
             give_up(log, active); /* what memory still holds goes to a new file */
             done = false;
         }
@@ -379,7 +412,10 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
     }
     log->spilling = false;
     cps_log_normalise(log);
+    CPS_CRASH_POINT("spill-normalised");
     cps_log_commit(log);
+    CPS_CRASH_POINT("spill-committed");
+    if (taken_back != NULL) cut_off(log, taken_back);
     return done;
 }
 
@@ -411,7 +447,9 @@ static void sync_removals(cps_log *log) {
     int ignored; /* a file that comes back after a power cut is settled, and removed again */
     log->unlinked = false;
     (void)pthread_mutex_unlock(&log->lock);
+    CPS_CRASH_POINT("removals-begin");
     (void)!log->io->sync_directory(log->io->context, log->directory, &ignored);
+    CPS_CRASH_POINT("removals-synced");
     (void)pthread_mutex_lock(&log->lock);
 }
 
@@ -435,7 +473,9 @@ static CPS_MUST_CHECK enum cps_status save_meta(cps_log *log, bool synced) {
 static void checkpoint(cps_log *log, uint64_t now) {
     log->checkpoint_head = log->settled.head;
     /* A failure costs duplicates after a crash and nothing else, so it does not stop the storage. */
+    CPS_CRASH_POINT("checkpoint-begin");
     bool saved = save_meta(log, false) == CPS_OK;
+    CPS_CRASH_POINT("checkpoint-saved");
     log->checkpoint_due_ms = now + (saved ? CPS_CHECKPOINT_MS : CPS_RETRY_MAX_MS);
 }
 
@@ -469,17 +509,22 @@ static bool keep_house(cps_log *log, uint64_t now) {
 
 /* Last act: everything is on the disk, or cannot be brought there. */
 static void finish(cps_log *log) {
+    CPS_CRASH_POINT("finish-begin");
     if (log->active != NULL) log->active->full = true;
     log->active = NULL;
     (void)sync_due(log);
+    CPS_CRASH_POINT("finish-synced");
     log->remove_due_ms = 0; /* one more chance */
     while (remove_one(log)) {}
+    CPS_CRASH_POINT("finish-removed");
     uint64_t published = cps_ring_published(log->ring);
     bool everything = cps_log_low(log) == published && cps_log_synced(log) == published;
     log->meta.clean = everything;
     if (everything) log->meta.next_position = published;
     log->told = save_meta(log, true) == CPS_OK;
+    CPS_CRASH_POINT("finish-saved");
     if (log->told && log->unlinked) sync_removals(log);
+    CPS_CRASH_POINT("finish-done");
 }
 
 /* ---- the loop ---- */

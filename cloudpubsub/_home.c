@@ -108,12 +108,15 @@ static CPS_MUST_CHECK enum cps_status map_file(const cps_io *io, cps_home *home,
     int handle;
     enum cps_status status = io->remove(io->context, home->path, error);
     if (status != CPS_OK) return status;
+    CPS_CRASH_POINT("home-cleared");
     status = io->open(io->context, home->path, CPS_IO_CREATE, &handle, error);
     if (status != CPS_OK) return status;
+    CPS_CRASH_POINT("home-created");
     cps_io_facts facts;
     status = io->facts(io->context, handle, &facts, error);
     if (status == CPS_OK && !facts.is_in_memory) status = CPS_UNKNOWN;
     if (status == CPS_OK) status = io->allocate(io->context, handle, size, error);
+    CPS_CRASH_POINT("home-allocated");
     if (status == CPS_OK) status = io->lock(io->context, handle, error);
     if (status == CPS_OK) status = io->map(io->context, handle, size, mapping, error);
     if (status == CPS_OK) {
@@ -154,27 +157,39 @@ enum cps_status cps_home_make(const cps_io *io, const char *directory, const uin
     cps_settled settled = {.head = position, .spilled = position};
     cps_shared_commit_produced(s, &produced);
     cps_shared_commit_settled(s, &settled);
+    CPS_CRASH_POINT("home-filled");
     atomic_store_explicit(&s->magic, CPS_SHARED_MAGIC, memory_order_release); /* pairs with is_ours */
+    CPS_CRASH_POINT("home-made");
     return CPS_OK;
 }
 
 void cps_home_announce(cps_home *home, uint64_t current, uint64_t generation) {
     uint64_t next = atomic_load_explicit(&home->shared->next_generation, memory_order_relaxed); /* ours alone */
+    CPS_CRASH_POINT("announce-begin");
     /* The last take-over was killed, or failed, between saving and committing: it is the current one all the same. */
-    if (next != 0 && next == current) atomic_store_explicit(&home->shared->generation, next, memory_order_release);
+    if (next != 0 && next == current) {
+        atomic_store_explicit(&home->shared->generation, next, memory_order_release);
+        CPS_CRASH_POINT("announce-promoted");
+    }
     atomic_store_explicit(&home->shared->next_generation, generation, memory_order_release);
+    CPS_CRASH_POINT("announce-done");
     home->shared->writer_pid = (uint32_t)getpid();
 }
 
 void cps_home_commit(cps_home *home, uint64_t generation) {
+    CPS_CRASH_POINT("home-commit-begin");
     atomic_store_explicit(&home->shared->generation, generation, memory_order_release);
+    CPS_CRASH_POINT("home-commit-half");
     atomic_store_explicit(&home->shared->next_generation, 0, memory_order_release);
+    CPS_CRASH_POINT("home-commit-done");
 }
 
 void cps_home_close(cps_home *home, bool remove) {
     if (home->mapping == NULL) return;
     int ignored; /* a file that stays is recognised as stale by the next open */
+    CPS_CRASH_POINT("home-close-begin");
     if (remove && home->in_file) (void)!home->io->remove(home->io->context, home->path, &ignored);
+    CPS_CRASH_POINT("home-closed");
     home->io->unmap(home->io->context, home->mapping, home->mapping_bytes);
     home->mapping = NULL;
     if (home->handle >= 0) home->io->close(home->io->context, home->handle);

@@ -107,16 +107,19 @@ static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opene
     if (status != CPS_OK) return status;
     status = io->lock(io->context, log->lock_handle, &opened->error);
     if (status != CPS_OK) return status;
+    CPS_CRASH_POINT("open-locked");
     opened->where = "the folder for segments";
     status = join_path(path, config->directory, "log");
     if (status == CPS_OK) status = io->make_directory(io->context, path, &opened->error);
     if (status != CPS_OK) return status;
     memcpy(log->directory, path, sizeof path);
+    CPS_CRASH_POINT("open-folder");
     opened->where = "the meta file";
     status = join_path(path, config->directory, "meta");
     if (status == CPS_OK) status = cps_meta_open(io, path, &log->meta, &opened->meta_damaged, &opened->error);
     if (status != CPS_OK) return status;
     log->has_store = true;
+    CPS_CRASH_POINT("open-meta");
     cps_meta *meta = &log->meta;
     opened->identity_bytes = meta->identity_bytes;
     memcpy(opened->identity, meta->identity, meta->identity_bytes);
@@ -226,7 +229,9 @@ static CPS_MUST_CHECK enum cps_status forget_unsaid(cps_log *log, cps_opened *op
         opened->recovery.scan.records -= last->messages;
         if (last->base < from) status = cps_segment_trim(last, from, &log->scratch, &opened->error);
         if (last->base < from) opened->recovery.scan.records += last->messages;
-        if (status == CPS_OK && last->end > last->base) {
+        if (status == CPS_OK && last->base < from && last->end > last->base) {
+            cps_segment_cut(last); /* the ring may drop what was behind it, and then it must not come back */
+            CPS_CRASH_POINT("adopt-cut");
             cps_store_add(&log->store, last);
             break;
         }
@@ -257,6 +262,7 @@ static CPS_MUST_CHECK enum cps_status adopt_ring(cps_log *log, cps_opened *opene
         return CPS_EMPTY;
     }
     opened->ring_adopted = true;
+    CPS_CRASH_POINT("adopt-found");
     return forget_unsaid(log, opened);
 }
 
@@ -299,6 +305,9 @@ static void balance_counters(cps_log *log, bool adopted) {
             produced.messages = s->acked_messages + s->dropped_messages + s->dead_messages + produced.refused + messages;
             produced.bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced.refused_bytes + bytes;
         }
+        /* Before the home is announced: from then on the next open may believe it, and it must not say that all is settled. */
+        cps_shared_commit_settled(log->home.shared, s);
+        cps_shared_commit_ledger(log->home.shared, &log->ledger);
     }
     cps_shared_commit_produced(log->home.shared, &produced);
 }
@@ -320,14 +329,19 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     meta->settled = log->settled;
     meta->ledger = log->ledger;
     opened->where = "the meta file";
+    CPS_CRASH_POINT("opening-announced");
     enum cps_status status = cps_meta_save(meta, true);
+    CPS_CRASH_POINT("opening-saved");
     /* Twice, so that no slot is left from before this open: it may say "clean", and a bit may flip in the newer one. */
     if (status == CPS_OK) status = cps_meta_save(meta, true);
+    CPS_CRASH_POINT("opening-saved-twice");
     opened->error = meta->error;
     if (status == CPS_OK)
         status = log->io->sync_directory(log->io->context, log->config.directory, &opened->error);
+    CPS_CRASH_POINT("opening-named");
     /* The names of files that a killed process had sealed may not be durable yet. */
     if (status == CPS_OK) status = log->io->sync_directory(log->io->context, log->directory, &opened->error);
+    CPS_CRASH_POINT("opening-segments-named");
     if (status == CPS_OK) cps_home_commit(&log->home, meta->generation);
     return status;
 }
@@ -335,6 +349,7 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
 static void release(cps_log *log, bool remove_home) {
     bool has_store = log->has_store;
     log->has_store = false; /* a child that is forked from here on closes the lock and leaks the rest at worst */
+    CPS_CRASH_POINT("release-begin");
     if (log->ring != NULL) cps_ring_close(log->ring);
     close_home(log, remove_home);
     cps_store_close(&log->store);
@@ -344,7 +359,9 @@ static void release(cps_log *log, bool remove_home) {
         (void)!cps_segment_remove(segment); /* if it stays, the next open finds it settled */
         cps_segment_close(segment);
     }
+    CPS_CRASH_POINT("release-files");
     if (has_store) cps_meta_close(&log->meta);
+    CPS_CRASH_POINT("release-meta");
     leave_list(log); /* and close the lock.  Last: the spool is free from here on */
     cps_scratch_close(&log->scratch);
     free(log->staging);
@@ -430,14 +447,19 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     opened->clean = log->meta.clean || log->meta.epoch == 0;
     log->epoch = log->meta.epoch + 1;
     opened->where = "the ring";
+    CPS_CRASH_POINT("open-store");
     status = adopt_ring(log, opened);
     bool adopted = status == CPS_OK;
     if (status == CPS_EMPTY) status = start_ring(log, opened);
+    CPS_CRASH_POINT("open-ring");
     if (status == CPS_OK) finish_drops(log, opened);
+    CPS_CRASH_POINT("open-drops");
     if (status == CPS_OK) status = count_settled(log, &opened->error);
     if (status != CPS_OK) return status;
     opened->ring_in_file = log->home.in_file;
+    CPS_CRASH_POINT("open-counted");
     balance_counters(log, adopted);
+    CPS_CRASH_POINT("open-balanced");
     if (log->has_store) status = save_opening(log, opened);
     if (status != CPS_OK) return status;
     opened->where = "memory";
@@ -448,10 +470,13 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     log->storage = log->has_store ? CPS_STORAGE_OK : CPS_STORAGE_NONE;
     log->checkpoint_head = log->settled.head;
     (void)pthread_mutex_lock(&log->lock);
+    CPS_CRASH_POINT("open-reading");
     recall_damage(log);
     reconcile(log);
+    CPS_CRASH_POINT("open-reconciled");
     cps_log_normalise(log);
     cps_log_commit(log);
+    CPS_CRASH_POINT("open-committed");
     (void)pthread_mutex_unlock(&log->lock);
     uint64_t ignored;
     if (adopted) opened->ring_messages = count_ring(log, &ignored);
@@ -481,6 +506,7 @@ enum cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_op
 void cps_log_shut(cps_log *log) {
     cps_ring_shut(log->ring);
     (void)pthread_mutex_lock(&log->lock);
+    CPS_CRASH_POINT("shut");
     log->shut = true;
     (void)pthread_cond_broadcast(&log->room);
     (void)pthread_cond_broadcast(&log->settled_moved);
@@ -518,6 +544,7 @@ void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
         return;
     }
     if (log->flusher_runs) (void)pthread_join(log->flusher, NULL);
+    CPS_CRASH_POINT("close-stopped");
     /* A ring whose records or counters are nowhere else stays for the next open. */
     release(log, (*unsaved == 0 && log->told) || !log->has_store);
 }

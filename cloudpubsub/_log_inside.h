@@ -101,6 +101,8 @@ struct cps_log {
     cps_segment *reading; /* held as a user until the reader moves on */
     bool reading_ring;    /* the pin is set */
     uint64_t read_from;
+    uint64_t pads_from; /* the last batch from the disk ended in pads, which nobody settles: [pads_from, pads_end) */
+    uint64_t pads_end;
     cps_scratch scratch;
     unsigned read_failures;
     uint64_t read_failed_ms; /* when the last of them was counted */
@@ -110,6 +112,11 @@ struct cps_log {
 
 static inline uint64_t cps_log_low(const cps_log *log) { /* lowest position that has its home in the ring */
     return log->settled.head > log->settled.spilled ? log->settled.head : log->settled.spilled;
+}
+
+/* A batch from the disk may end in pads whose record was lost with the ring: they are settled with what stands before. */
+static inline uint64_t cps_log_over_pads(const cps_log *log, uint64_t head) {
+    return head == log->pads_from && log->sent == log->pads_end ? log->pads_end : head;
 }
 
 void cps_log_commit(cps_log *log);     /* publish `settled` to the shared page; free the ring; wake who waits for it */

@@ -98,6 +98,8 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
     batch->bytes = span.size > 0 ? span.bytes : NULL;
     batch->size = span.size;
     batch->lost_end = span.size > 0 ? 0 : span.lost_end;
+    log->pads_from = span.size > 0 ? position + span.messages_size : 0;
+    log->pads_end = span.size > 0 ? position + span.size : 0;
     return CPS_OK;
 }
 
@@ -140,6 +142,12 @@ void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) {
     if (log->sent > log->settled.sent_max) {
         log->settled.sent_max = log->sent;
         cps_shared_commit_settled(log->home.shared, &log->settled);
+        CPS_CRASH_POINT("read-noted");
+    }
+    if (log->settled.head < log->sent && cps_log_over_pads(log, log->settled.head) == log->sent) {
+        log->settled.head = log->sent;
+        cps_log_normalise(log);
+        cps_log_commit(log);
     }
     (void)pthread_mutex_unlock(&log->lock);
 }

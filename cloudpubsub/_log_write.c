@@ -65,9 +65,12 @@ void cps_log_commit(cps_log *log) {
     cps_settled *s = &log->settled;
     cps_shared_read_produced(log->home.shared, &produced);
     if (s->head == produced.published) balance(log, &produced);
+    CPS_CRASH_POINT("commit-begin");
     cps_shared_commit_settled(log->home.shared, s);
+    CPS_CRASH_POINT("commit-settled");
     if (log->ledger_moved) cps_shared_commit_ledger(log->home.shared, &log->ledger);
     log->ledger_moved = false;
+    CPS_CRASH_POINT("commit-ledger");
     uint64_t keep = cps_log_low(log);
     if (log->config.durability == CPS_DURABILITY_POWER && log->has_store) {
         /* What an earlier process wrote, or a failed file holds, is not in the ring and needs no place there. */
@@ -75,6 +78,7 @@ void cps_log_commit(cps_log *log) {
         keep = first_unsynced(log, held);
     }
     cps_ring_release(log->ring, keep);
+    CPS_CRASH_POINT("commit-released");
     if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
     (void)pthread_cond_broadcast(&log->settled_moved);
 }
@@ -109,6 +113,7 @@ void cps_log_retire(cps_log *log, cps_segment *segment) {
 }
 
 void cps_log_discard(cps_log *log, cps_segment *segment) {
+    CPS_CRASH_POINT("retire");
     segment->retired = true;
     segment->next = log->retired;
     log->retired = segment;
@@ -165,12 +170,15 @@ void cps_log_drop_segment(cps_log *log, cps_segment *victim) {
     unsigned place = 0;
     while (log->settled.victims[place] != 0) CPS_ASSERT(++place < CPS_VICTIMS); /* cps_log_victim saw to it */
     log->settled.victims[place] = victim->base + 1; /* counted now, removed later: a kill in between shows nothing twice */
+    CPS_CRASH_POINT("drop-victim");
     cps_log_retire(log, victim);
     log->settled.dropped_messages += messages;
     log->settled.dropped_bytes += bytes;
     cps_log_lose(log, first, end, messages, bytes, CPS_REASON_QUOTA);
+    CPS_CRASH_POINT("drop-entered");
     cps_log_normalise(log);
     cps_log_commit(log);
+    CPS_CRASH_POINT("drop-committed");
 }
 
 /* Under the lock: drop the oldest records of the ring until one of `span` bytes fits.  False: they are in flight or on
@@ -202,8 +210,10 @@ static bool drop_from_ring(cps_log *log, uint64_t span) {
     log->settled.dropped_messages += messages;
     log->settled.dropped_bytes += bytes;
     cps_log_lose(log, low, at, messages, bytes, CPS_REASON_RING_FULL);
+    CPS_CRASH_POINT("ring-drop-entered");
     cps_log_normalise(log);
     cps_log_commit(log);
+    CPS_CRASH_POINT("ring-drop-committed");
     return true;
 }
 
@@ -249,10 +259,12 @@ static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *me
     cps_produced now;
     uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
     cps_ring_refuse(log->ring, message, &now);
+    CPS_CRASH_POINT("refuse-counted");
     *position = CPS_REFUSED_POSITION + (now.refused - 1) * CPS_RECORD_ALIGN;
     (void)pthread_mutex_lock(&log->lock);
     cps_log_lose(log, *position, *position + CPS_RECORD_ALIGN, 1, span, CPS_REASON_REFUSED);
     cps_shared_commit_ledger(log->home.shared, &log->ledger);
+    CPS_CRASH_POINT("refuse-entered");
     (void)pthread_mutex_unlock(&log->lock);
     return CPS_DROPPED;
 }
@@ -321,6 +333,8 @@ void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t byt
     (void)pthread_mutex_lock(&log->lock);
     CPS_ASSERT(head >= log->settled.head);
     CPS_ASSERT(head <= log->sent);
+    head = cps_log_over_pads(log, head);
+    CPS_CRASH_POINT("settle-begin");
     settle_in_segments(log, log->settled.head, head, messages, bytes);
     log->settled.head = head;
     log->settled.acked_messages += messages;
@@ -331,6 +345,7 @@ void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t byt
     }
     cps_log_normalise(log);
     cps_log_commit(log);
+    CPS_CRASH_POINT("settle-committed");
     if (log->reading != NULL && log->reading->retired) cps_log_leave_segment(log); /* so that its file can go */
     (void)pthread_mutex_unlock(&log->lock);
 }
@@ -353,7 +368,7 @@ enum cps_status cps_log_wait_settled(cps_log *log, uint64_t position, uint64_t t
 
 bool cps_log_hopeless(const cps_log *log, uint64_t goal) {
     for (const cps_segment *s = log->store.first; s != NULL && s->base < goal; s = s->next)
-        if (s->poison != CPS_OK && s->synced_end < s->end && s->end > log->settled.head) return true;
+        if (s->given_up && s->synced_end < s->end && s->end > log->settled.head) return true;
     return false;
 }
 

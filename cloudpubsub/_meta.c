@@ -114,14 +114,17 @@ enum cps_status cps_meta_save(cps_meta *meta, bool synced) {
     enum cps_status status = CPS_OK;
     if (!meta->anchor_is_durable) status = io->sync(io->context, meta->handle, &meta->error);
     if (status != CPS_OK) return status;
+    CPS_CRASH_POINT("meta-begin");
     meta->anchor_is_durable = true;
     uint8_t slot[CPS_META_SLOT_BYTES];
     unsigned other = meta->anchor ^ 1u;
     meta->sequence++;
     encode(meta, slot);
     status = io->write(io->context, meta->handle, slot, sizeof slot, (uint64_t)other * CPS_META_SLOT_BYTES, &meta->error);
+    CPS_CRASH_POINT("meta-written");
     if (status != CPS_OK || !synced) return status;
     status = io->sync(io->context, meta->handle, &meta->error);
+    CPS_CRASH_POINT("meta-synced");
     if (status == CPS_OK) meta->anchor = other;
     return status;
 }

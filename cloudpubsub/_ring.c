@@ -109,6 +109,7 @@ static void copy_record(cps_ring *ring, const cps_message *m, uint64_t position,
     };
     cps_store64(at + cps_record_span(length) - CPS_RECORD_ALIGN, 0); /* the padding to 8, before what covers it */
     cps_record_store(at, &record);
+    CPS_CRASH_POINT("push-header");
     at += CPS_RECORD_HEADER_BYTES;
     memcpy(at, m->topic, m->topic_bytes);
     at += m->topic_bytes;
@@ -145,14 +146,20 @@ enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool t
         status = CPS_FULL;
     } else {
         uint64_t start = ring->produced.published + pad;
-        if (pad != 0)
+        CPS_CRASH_POINT("push-begin");
+        if (pad != 0) {
             cps_record_store_pad(ring->memory + (ring->produced.published & (ring->ring_bytes - 1)), (uint32_t)pad);
+            CPS_CRASH_POINT("push-pad");
+        }
         copy_record(ring, message, start, (uint32_t)length);
+        CPS_CRASH_POINT("push-copied");
         ring->produced.published = start + span;
         ring->produced.messages++;
         ring->produced.bytes += span;
         cps_shared_commit_produced(ring->shared, &ring->produced);
+        CPS_CRASH_POINT("push-committed");
         atomic_store_explicit(&ring->published, ring->produced.published, memory_order_release);
+        CPS_CRASH_POINT("push-published");
         *position = start;
         *wake = take_due(ring);
     }

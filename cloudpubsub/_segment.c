@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "_crash_point.h"
 #include "_crc32c.h"
 #include "_segment_bytes.h"
 
@@ -72,8 +73,11 @@ enum cps_status cps_segment_create(const cps_io *io, const char *directory, cons
         *out = NULL;
         return status;
     }
+    CPS_CRASH_POINT("create-named");
     status = io->allocate(io->context, segment->handle, file_bytes, error);
+    CPS_CRASH_POINT("create-allocated");
     if (status == CPS_OK) status = io->write(io->context, segment->handle, header, sizeof header, 0, error);
+    CPS_CRASH_POINT("create-headed");
     *out = segment;
     if (status != CPS_OK && cps_segment_remove(segment) == CPS_OK) {
         cps_segment_close(segment);
@@ -183,18 +187,31 @@ enum cps_status cps_segment_seal(cps_segment *segment, uint64_t *file_bytes) {
             io->open(io->context, segment->path, CPS_IO_READ_WRITE, &segment->handle, &segment->error);
         if (status != CPS_OK) segment->handle = -1;
         if (status == CPS_OK) status = write_again(segment, data_end);
+        CPS_CRASH_POINT("seal-rewritten");
         if (status != CPS_OK) return poisoned(segment, status);
     }
     enum cps_status status = cps_segment_sync(segment);
     if (status != CPS_OK) return status;
+    CPS_CRASH_POINT("seal-synced");
     encode_footer(segment, footer);
     status = io->truncate(io->context, segment->handle, data_end, &segment->error); /* cuts torn bytes and spare room */
+    CPS_CRASH_POINT("seal-cut");
     if (status == CPS_OK)
         status = io->write(io->context, segment->handle, footer, sizeof footer, data_end, &segment->error);
+    CPS_CRASH_POINT("seal-footed");
     if (status == CPS_OK) status = io->sync(io->context, segment->handle, &segment->error);
+    CPS_CRASH_POINT("seal-done");
     *file_bytes = cps_segment_sealed_bytes(segment);
     shut_handle(io, &segment->handle);
     return poisoned(segment, status);
+}
+
+void cps_segment_cut(cps_segment *segment) {
+    const cps_io *io = segment->io;
+    int handle, ignored; /* where it cannot be, the records are found again: duplicates, no loss */
+    if (io->open(io->context, segment->path, CPS_IO_READ_WRITE, &handle, &ignored) != CPS_OK) return;
+    (void)!io->truncate(io->context, handle, CPS_SEGMENT_HEADER_BYTES + segment->end - segment->base, &ignored);
+    io->close(io->context, handle);
 }
 
 void cps_segment_rest(cps_segment *segment) {

@@ -55,6 +55,7 @@ typedef struct cps_segment {
     bool sealed;            /* footer written */
     bool named;             /* its entry in the directory is durable */
     bool kept_aside;        /* to go to the quarantine instead of being removed */
+    bool given_up;          /* poisoned, as everybody but the appender is told */
     bool retired;           /* taken out of the log, to be removed once nobody reads it */
     unsigned users;         /* readers and appenders that hold it outside the lock */
     uint64_t unsynced_since_ms; /* monotonic; when the oldest byte that may not be durable was written */
@@ -84,6 +85,7 @@ typedef struct cps_segment_identity { /* what a new segment is told */
 typedef struct cps_span { /* a verified run of whole records */
     const uint8_t *bytes; /* valid until the next span of this segment, or its rest */
     size_t size;
+    size_t messages_size;   /* of it, up to the last message; pads behind that lead nowhere if the log ends here */
     uint64_t position;
     uint64_t lost_end;      /* when size is 0: [position, lost_end) is damaged */
     uint64_t lost_messages; /* records in it, as far as headers can be told; at least 1 */
@@ -140,6 +142,10 @@ CPS_MUST_CHECK enum cps_status cps_segment_span(cps_segment *segment, uint64_t p
 
 /* Forget what a loaded segment holds from `end` on; another file has it.  May leave it empty. */
 CPS_MUST_CHECK enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch *scratch, int *error);
+
+/* Try to end the file where the segment ends: a later open would take what stands behind, and was given up, for records.
+ * Nobody may be reading there. */
+void cps_segment_cut(cps_segment *segment);
 
 /* Which spool wrote this file, and in which epoch?  False: nobody can tell. */
 bool cps_segment_identify(const cps_io *io, const char *directory, const char *name, uint8_t spool_id[16],

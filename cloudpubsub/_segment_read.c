@@ -133,8 +133,11 @@ enum cps_status cps_segment_span(cps_segment *segment, uint64_t position, uint64
     size_t at = (size_t)cps_record_span(record.length_bytes);
     uint64_t rest = end - position;
     size_t want;
-    while (at < got && judge(segment, bytes + at, got - at, rest - at, position + at, &record, &want) == CPS_OK)
+    span->messages_size = record.is_pad ? 0 : at;
+    while (at < got && judge(segment, bytes + at, got - at, rest - at, position + at, &record, &want) == CPS_OK) {
         at += (size_t)cps_record_span(record.length_bytes);
+        if (!record.is_pad) span->messages_size = at;
+    }
     span->bytes = bytes;
     span->size = at;
     return CPS_OK;

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "_crash_point.h"
 #include "_ledger.h"
 
 #define CPS_SHARED_MAGIC 0x31474e4952535043ull /* "CPSRING1" */
@@ -67,7 +68,12 @@ static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *
     _Atomic uint64_t *slot = slots + (now & 1) * words;
     /* Release: who sees one of these words, with the acquire below, sees the sequence that stood before it too, and so
      * notices that the slot it copies is being written again. */
-    for (unsigned i = 0; i < words; i++) atomic_store_explicit(&slot[i], from[i], memory_order_release);
+    for (unsigned i = 0; i < words; i++) {
+        atomic_store_explicit(&slot[i], from[i], memory_order_release);
+        CPS_CRASH_POINT(words == CPS_PRODUCED_WORDS  ? "slot-produced"
+                        : words == CPS_SETTLED_WORDS ? "slot-settled"
+                                                     : "slot-ledger");
+    }
     atomic_store_explicit(sequence, now, memory_order_release); /* pairs with the acquire in cps_shared_get */
 }
 

@@ -61,6 +61,7 @@ SOURCES = (
     "cloudpubsub/_window.c",
     "cloudpubsub/_wire.c",
     "tests/core/io_sim.c",
+    "tests/core/crash.c",
     "tests/core/exhaust.c",
     "tests/core/stress.c",
 )
@@ -136,7 +137,7 @@ def glue() -> str:
 
 def flags() -> list[str]:
     """Compiler flags for every file."""
-    chosen = ["-g", "-fPIC", f"-I{CORE}", f"-I{HERE}"]
+    chosen = ["-g", "-fPIC", "-DCPS_CRASH_POINTS", f"-I{CORE}", f"-I{HERE}"]
     if not sanitizers():
         return ["-O2", *chosen]
     return ["-O1", *chosen, f"-fsanitize={sanitizers()}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]

@@ -6,13 +6,14 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { NODES = 512, HANDLES = 256, PATH_BYTES = 256, SECTOR_BYTES = 512, CLOCK_LOOK_MS = 5 };
+enum { NODES = 1024, HANDLES = 256, PATH_BYTES = 256, SECTOR_BYTES = 512, CLOCK_LOOK_MS = 5 };
 
 typedef struct node {
     char path[PATH_BYTES];
@@ -241,7 +242,8 @@ static enum cps_status sim_do_write(void *context, int handle, const void *bytes
     if (was_cut) return leave(s, status);
     if (status == CPS_OK) status = take(s, n, offset + size, error);
     if (offset + size <= n->taken_bytes) {
-        memcpy(n->seen + offset, bytes, size);
+        /* A mapping is the file itself here: who reads there may go on while the same bytes are written once more. */
+        if (memcmp(n->seen + offset, bytes, size) != 0) memcpy(n->seen + offset, bytes, size);
         if (offset + size > n->seen_bytes) n->seen_bytes = offset + size;
     }
     return leave(s, status);
@@ -520,12 +522,26 @@ bool sim_is_cut(sim *s) {
     return is_cut;
 }
 
+/* Other threads write to it all the while.  A copy that is still true when all of it was made is how the file was at the
+ * instant between copying and comparing: nothing in a ring's file ever goes back to what it was. */
+__attribute__((no_sanitize("thread"))) static void keep_as_it_is(node *n) {
+    const volatile uint64_t *from = (const volatile uint64_t *)(const void *)n->seen; /* a mapping starts on a page */
+    uint64_t *to = (uint64_t *)(void *)n->kept;
+    size_t words = (size_t)(n->seen_bytes / 8);
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (size_t i = 0; i < words; i++) to[i] = from[i];
+        atomic_thread_fence(memory_order_seq_cst);
+        for (size_t i = 0; i < words; i++) moved = moved || to[i] != from[i];
+    }
+}
+
 void sim_kill(sim *s) {
     (void)pthread_mutex_lock(&s->lock);
     s->is_cut = true;
     for (node *n = s->nodes; n < s->nodes + NODES; n++) {
         if (n->seen == NULL || !n->in_memory) continue;
-        memcpy(n->kept, n->seen, n->seen_bytes);
+        keep_as_it_is(n);
         n->kept_bytes = n->seen_bytes;
         n->kept_entry = n->seen_entry;
     }

@@ -41,7 +41,7 @@ void sim_advance(sim *s, uint64_t ms);  /* both clocks jump ahead */
 /* From the `nth` changing call on (1: the next; 0: now) nothing reaches the disk and every call fails. */
 void sim_cut(sim *s, uint64_t nth);
 bool sim_is_cut(sim *s);
-/* Like sim_cut(s, 0), and tmpfs is kept as it is now. */
+/* Like sim_cut(s, 0), and tmpfs is kept as it is at this instant, whatever other threads are about. */
 void sim_kill(sim *s);
 /* After a cut or a kill, and with everything closed: the disk works again.  `power`: as a power cut leaves it. */
 void sim_restart(sim *s, bool power, uint64_t seed);

@@ -380,6 +380,12 @@ size_t stress_kill(cps_log *log, sim *s, cps_loss *losses) {
     return count;
 }
 
+void stress_ledger(cps_log *log, cps_ledger *out) {
+    (void)pthread_mutex_lock(&log->lock);
+    *out = log->ledger;
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
 enum cps_status stress_append(cps_log *log, uint64_t count, uint32_t payload_bytes, uint64_t *position) {
     uint8_t *payload = malloc(payload_bytes + 1u);
     CPS_ASSERT(payload != NULL);

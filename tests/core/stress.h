@@ -30,6 +30,9 @@ const char *stress_log(cps_log *log, unsigned producers, uint64_t duration_ms, b
  * Returns how many losses nobody had taken at that instant, written to `losses`, which has room for 64. */
 size_t stress_kill(cps_log *log, sim *s, cps_loss *losses);
 
+/* The ledger as it is now. */
+void stress_ledger(cps_log *log, cps_ledger *out);
+
 /* Append `count` messages of this size; CPS_OK or the first other status. */
 enum cps_status stress_append(cps_log *log, uint64_t count, uint32_t payload_bytes, uint64_t *position);
 
