@@ -245,10 +245,21 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
     }
 }
 
+/* Drop the oldest segment where `missing` bytes can be had in this way, of which `*freed` were.  Not for room that our files
+ * do not take, or that others take as soon as it is there: all would be lost for nothing.  May let the lock go. */
+static bool drop_for_room(cps_log *log, uint64_t missing, uint64_t *freed) {
+    uint64_t before = log->store.file_bytes;
+    if (*freed >= missing) log->vain_drops = true;
+    if (log->vain_drops || before + log->retired_bytes + *freed < missing) return false;
+    if (drop_one(log) != CPS_OK) return false;
+    *freed += before - log->store.file_bytes;
+    return true;
+}
+
 /* Leave `min_free_bytes` to others.  Lets the lock go.  False: there is not so much; it is looked at again later. */
 static bool keep_reserve(cps_log *log, uint64_t file_bytes) {
     const cps_io *io = log->io;
-    uint64_t reserve = log->config.min_free_bytes, space;
+    uint64_t reserve = log->config.min_free_bytes, space, missing = 0, freed = 0;
     if (reserve == 0) return true;
     for (;;) {
         int error = 0;
@@ -260,7 +271,8 @@ static bool keep_reserve(cps_log *log, uint64_t file_bytes) {
             return true;
         }
         if (space >= reserve && space - reserve >= file_bytes) return true;
-        if (remove_one(log) || drop_one(log) == CPS_OK) continue;
+        if (missing == 0) missing = reserve + file_bytes - space;
+        if (remove_one(log) || drop_for_room(log, missing, &freed)) continue;
         storage_full(log);
         log->retry_at_ms = now_ms(log) + CPS_RETRY_MIN_MS; /* others may give some back */
         return false;
@@ -270,6 +282,7 @@ static bool keep_reserve(cps_log *log, uint64_t file_bytes) {
 /* A new segment at `position` that takes a record of `span` bytes.  Lets the lock go.  False: it cannot be. */
 static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
     uint64_t file_bytes = span + CPS_SEGMENT_HEADER_BYTES + CPS_SEGMENT_FOOTER_BYTES;
+    uint64_t freed = 0;
     if (file_bytes < log->config.segment_bytes) file_bytes = log->config.segment_bytes;
     while (keep_limits(log, file_bytes) && keep_reserve(log, file_bytes)) {
         cps_segment_identity identity = {.epoch = log->epoch, .serial = log->serial++, .base = position};
@@ -286,11 +299,12 @@ static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
             cps_store_add(&log->store, segment);
             log->active = segment;
             CPS_CRASH_POINT("roll-added");
+            log->vain_drops = false;
             return true;
         }
         if (segment != NULL) cps_log_discard(log, segment);
         bool no_space = status == CPS_IO && (error == ENOSPC || error == EDQUOT);
-        if (no_space && drop_one(log) == CPS_OK) {
+        if (no_space && drop_for_room(log, file_bytes, &freed)) {
             while (remove_one(log)) {}
             continue; /* the disk is smaller than the quota: the oldest make room for the newest all the same */
         }
@@ -597,6 +611,7 @@ void *cps_flusher_run(void *argument) {
     (void)pthread_mutex_lock(&log->lock);
     for (;;) {
         uint64_t now = now_ms(log);
+        log->stalled = false;
         run_clocks(log, now);
         if (!log->closing && keep_house(log, now)) continue;
         uint64_t goal = spill_goal(log, now);

@@ -387,8 +387,8 @@ static CPS_MUST_CHECK enum cps_status start_flusher(cps_log *log) {
 }
 
 /* Under the lock: messages that have their only home in the ring. */
-static uint64_t count_ring(cps_log *log, uint64_t *spans) {
-    uint64_t at = cps_log_low(log), messages = 0;
+static uint64_t count_ring(cps_log *log, uint64_t from, uint64_t *spans) {
+    uint64_t at = from, messages = 0;
     const uint8_t *bytes;
     size_t size;
     *spans = 0;
@@ -424,7 +424,7 @@ static void reconcile(cps_log *log) {
                        produced.refused_bytes - bytes, CPS_REASON_REFUSED, now);
     log->ledger_moved = true;
     pending_on_disk(log, &pending, &pending_bytes);
-    pending += count_ring(log, &spans);
+    pending += count_ring(log, cps_log_low(log), &spans);
     pending_bytes += spans;
     messages = rest(produced.messages, produced.refused + s->acked_messages + s->dropped_messages + s->dead_messages);
     bytes = rest(produced.bytes, produced.refused_bytes + s->acked_bytes + s->dropped_bytes + s->dead_bytes);
@@ -479,7 +479,7 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     CPS_CRASH_POINT("open-committed");
     (void)pthread_mutex_unlock(&log->lock);
     uint64_t ignored;
-    if (adopted) opened->ring_messages = count_ring(log, &ignored);
+    if (adopted) opened->ring_messages = count_ring(log, cps_log_low(log), &ignored);
     return log->has_store ? start_flusher(log) : CPS_OK;
 }
 
@@ -535,7 +535,11 @@ void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
     (void)pthread_mutex_lock(&log->lock);
     if (!finished) log->config.notify = NULL; /* whom it would tell is gone when we return */
     uint64_t ignored;
-    *unsaved = count_ring(log, &ignored);
+    uint64_t from = cps_log_low(log), held = cps_ring_low(log->ring);
+    if (held < log->settled.head) held = log->settled.head;
+    bool is_power = log->config.durability == CPS_DURABILITY_POWER;
+    if (!finished && is_power && held < from) from = held; /* written, and not confirmed */
+    *unsaved = count_ring(log, from, &ignored);
     (void)pthread_mutex_unlock(&log->lock);
     if (!finished) {
         /* The disk hangs.  The flusher still uses everything; it is left as it is, with the lock file held, and the ring's

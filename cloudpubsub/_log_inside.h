@@ -52,6 +52,8 @@ struct cps_log {
     uint64_t retired_bytes; /* of their files, which still count against the quota */
     uint64_t remove_due_ms; /* when removing may be tried again after it failed */
     bool unlinked;          /* the directory is to be synced for a removal */
+    bool vain_drops;        /* dropping did not help: what is missing is not what our files take */
+    bool stalled;           /* the flusher hangs in the disk; cleared when it comes back */
     uint32_t serial;
     bool spilling; /* the flusher is copying or writing: the low end of the ring may not be dropped */
     uint64_t spill_goal; /* somebody wants everything below it on the disk */

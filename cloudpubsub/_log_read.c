@@ -48,7 +48,10 @@ static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, ui
     log->estimated_bytes += bytes;
     cps_log_lose(log, position, end, messages, bytes, reason);
     cps_log_commit(log);
-    if (reason == CPS_REASON_UNREADABLE) segment->kept_aside = true; /* when it goes */
+    if (reason == CPS_REASON_UNREADABLE) {
+        segment->kept_aside = true; /* when it goes */
+        segment->given_up_from = position;
+    }
     if (reason != CPS_REASON_DAMAGED || segment->read_handle < 0) return;
     (void)pthread_mutex_unlock(&log->lock); /* only the reader closes its handle */
     cps_quarantine_copy(&log->quarantine, segment->read_handle,
@@ -81,6 +84,8 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
     (void)pthread_mutex_lock(&log->lock);
     if (status == CPS_OK) {
         log->read_failures = 0;
+        if (span.size > 0 && position >= segment->given_up_from && position < segment->lost_below)
+            segment->kept_aside = false; /* back, after a rewind */
         if (span.size == 0)
             lose_range(log, segment, position, span.lost_end, span.lost_messages, CPS_REASON_DAMAGED);
     } else if (status == CPS_IO) {
@@ -183,6 +188,11 @@ static CPS_MUST_CHECK enum cps_status view(cps_log *log, uint64_t *position, siz
     if (segment == NULL) return cps_ring_view(log->ring, *position, &span->bytes, &span->size);
     uint64_t end = segment->end;
     int error = 0;
+    if (segment->kept_aside && *position >= segment->given_up_from && *position < segment->lost_below) {
+        span->size = 0; /* counted as lost and never read, though it could be by now */
+        span->lost_end = segment->lost_below;
+        return CPS_OK;
+    }
     (void)pthread_mutex_unlock(&log->lock);
     enum cps_status status = cps_segment_span(segment, *position, end, max_bytes, &log->scratch, span, &error);
     (void)pthread_mutex_lock(&log->lock);

@@ -1,4 +1,6 @@
 /* The log's producers, its policies when there is no room, waiters, and statistics. */
+#include <errno.h>
+
 #include "_log_inside.h"
 
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms) {
@@ -224,6 +226,12 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
     bool healthy = log->storage == CPS_STORAGE_OK;
     uint64_t now = log->io->monotonic_ms(log->io->context);
     uint64_t until = patience->healthy_until_ms;
+    if (healthy && now >= until) { /* it hangs, and is not waited for again */
+        healthy = false;
+        log->stalled = true;
+        log->storage = CPS_STORAGE_FAILED;
+        log->storage_error = ETIMEDOUT;
+    }
     if (!healthy || now >= patience->healthy_until_ms) {
         switch (log->config.on_full) {
         case CPS_ON_FULL_RAISE: return CPS_FULL;
@@ -234,7 +242,7 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
             break;
         case CPS_ON_FULL_DROP_OLDEST:
             if (drop_from_ring(log, span)) return CPS_OK;
-            if (now >= patience->healthy_until_ms) return CPS_DROPPED; /* nothing may go that is older */
+            if (log->stalled || now >= patience->healthy_until_ms) return CPS_DROPPED; /* nothing may go that is older */
             break;
         }
     }

@@ -93,6 +93,7 @@ enum cps_status cps_quarantine_move(cps_quarantine *q, const char *path, uint64_
     if (name == NULL || !has_place(q, size_bytes) || !free_path(q, name + 1, target))
         return q->io->remove(q->io->context, path, error);
     enum cps_status status = q->io->rename(q->io->context, path, target, error);
-    if (status == CPS_OK) q->bytes += size_bytes;
-    return status;
+    if (status != CPS_OK) return q->io->remove(q->io->context, path, error); /* gone already, or no place for its name */
+    q->bytes += size_bytes;
+    return CPS_OK;
 }

@@ -47,6 +47,7 @@ typedef struct cps_segment {
     uint64_t settled_messages; /* of these, no longer pending */
     uint64_t settled_bytes;
     uint64_t lost_below;       /* damage that starts below it was counted */
+    uint64_t given_up_from; /* with kept_aside: from here to lost_below nothing was read */
     uint64_t synced_end;       /* everything before it survives a power cut */
     uint64_t synced_messages;  /* what the two counts above were then */
     uint64_t synced_message_bytes;
