@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 import trustme
 
 from tests.brokers import Broker, Mosquitto, Rumqttd, TlsFiles, mosquitto_path
+
+# A run in the background of a shell ignores Ctrl-C, and so would every process under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NO_MOSQUITTO = "mosquitto is not installed: tests on it were SKIPPED and prove nothing (apt-get install mosquitto)"
 _skipped = pytest.StashKey[int]()
