@@ -60,7 +60,7 @@ def test_kill_9_loses_nothing_that_publish_returned(broker: Broker, tmp_path: Pa
                 if is_cut:
                     relay.restore()
             with client_to(relay.port, tmp_path / "spool", **sizes) as client:  # publishes nothing
-                collector.wait_for(sum(returned), 30)
+                collector.wait_for(sum(returned), 60)
                 assert client.flush(30) == 0
             arrived = collector.first_deliveries()
     assert arrived == sorted(arrived), "not in order"
