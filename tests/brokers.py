@@ -289,8 +289,8 @@ class Mosquitto(Broker):
         return [self._path, "-c", str(self._config)]
 
 
-# Given the path of a configuration; the broker has no way to stop, so the process is the broker.  It logs a line for every
-# packet, at the level of errors, through Python's logging: that costs it twenty times what the packet does.
+# Given the path of a configuration; the broker has no way to stop, so the process is the broker.  It logs a line for
+# every packet, at the level of errors, through Python's logging: that costs it twenty times what the packet does.
 _RUMQTTD = (
     "import logging, sys; logging.disable(logging.ERROR); from iotcore import IotCoreBroker; "
     "IotCoreBroker(config_path=sys.argv[1]).run_forever()"
