@@ -50,42 +50,61 @@ static void give_up(cps_log *log, cps_segment *segment) {
 }
 
 /* A write or sync failed in power mode.  The ring still holds everything that was not confirmed, at the same positions, so the
- * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file.  False:
- * nothing was taken back. */
-static bool take_back(cps_log *log, cps_segment *segment) {
+ * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file. */
+static void take_back(cps_log *log, cps_segment *segment) {
     uint64_t end = segment->synced_end;
     uint64_t from = end > log->settled.head ? end : log->settled.head;
     /* What an earlier process wrote is not in the ring: it stays where it is, readable but never known to be durable. */
-    if (!is_power(log) || segment->retired || end == segment->end || cps_ring_low(log->ring) > from) return false;
+    if (!is_power(log) || segment->retired || end == segment->end || cps_ring_low(log->ring) > from) return;
     CPS_CRASH_POINT("take-back-begin");
-    while (log->store.last != segment) cps_log_retire(log, log->store.last);
+    while (log->store.last != segment) {
+        cps_segment *last = log->store.last;
+        cps_log_retire(log, last);
+        last->end = last->base;
+        last->overlong = true;
+    }
     log->store.messages -= segment->messages - segment->synced_messages;
     segment->messages = segment->synced_messages;
     segment->message_bytes = segment->synced_message_bytes;
     if (segment->settled_messages > segment->messages) segment->settled_messages = segment->messages;
     if (segment->settled_bytes > segment->message_bytes) segment->settled_bytes = segment->message_bytes;
     segment->end = end;
+    segment->overlong = true;
     log->settled.spilled = end;
     CPS_CRASH_POINT("take-back-done");
-    return true;
 }
 
-/* What was taken back, and is known to be, goes from the file too, unless somebody reads there.  Lets the lock go. */
-static void cut_off(cps_log *log, cps_segment *segment) {
-    if (segment->users > 0 || segment->retired) return;
-    segment->users++;
-    (void)pthread_mutex_unlock(&log->lock);
-    cps_segment_cut(segment);
-    CPS_CRASH_POINT("cut-off");
-    (void)pthread_mutex_lock(&log->lock);
-    segment->users--;
+static cps_segment *overlong_one(const cps_log *log) {
+    cps_segment *lists[] = {log->store.first, log->retired};
+    for (size_t i = 0; i < 2; i++)
+        for (cps_segment *s = lists[i]; s != NULL; s = s->next)
+            if (s->overlong) return s;
+    return NULL;
+}
+
+/* What was taken back, and is known to be, goes from the files too: dropped from the ring, it must not come back with the
+ * next open.  Lets the lock go, and nothing is dropped meanwhile. */
+static void cut_off(cps_log *log) {
+    cps_segment *segment;
+    bool spilling = log->spilling;
+    while ((segment = overlong_one(log)) != NULL) {
+        segment->overlong = false;
+        segment->users++;
+        log->spilling = true;
+        (void)pthread_mutex_unlock(&log->lock);
+        cps_segment_cut(segment);
+        CPS_CRASH_POINT("cut-off");
+        (void)pthread_mutex_lock(&log->lock);
+        log->spilling = spilling;
+        segment->users--;
+    }
 }
 
 /* Make one segment durable; a full one is sealed.  Lets the lock go.  False: it failed. */
 static bool sync_segment(cps_log *log, cps_segment *segment) {
     const cps_io *io = log->io;
     uint64_t end = segment->end, file_bytes = segment->file_bytes;
-    bool seal = segment->full && !segment->sealed, back = false;
+    bool seal = segment->full && !segment->sealed;
     segment->users++;
     (void)pthread_mutex_unlock(&log->lock);
     CPS_CRASH_POINT("sync-begin");
@@ -102,7 +121,7 @@ static bool sync_segment(cps_log *log, cps_segment *segment) {
     log->syncs++;
     if (status != CPS_OK) {
         storage_failed(log, segment->error);
-        back = take_back(log, segment); /* does nothing where nothing was unsynced and only the footer failed */
+        take_back(log, segment); /* does nothing where nothing was unsynced and only the footer failed */
         give_up(log, segment);
         if (log->closing && log->last_tries > 0) { /* the ring has it again: once more, to another file */
             log->last_tries--;
@@ -120,7 +139,7 @@ static bool sync_segment(cps_log *log, cps_segment *segment) {
     cps_log_normalise(log);
     cps_log_commit(log);
     CPS_CRASH_POINT("sync-committed");
-    if (back) cut_off(log, segment);
+    if (status != CPS_OK) cut_off(log);
     return status == CPS_OK;
 }
 
@@ -392,7 +411,6 @@ static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messa
 
 /* Write one batch.  False: the storage refused. */
 static bool spill_batch(cps_log *log, uint64_t goal) {
-    cps_segment *taken_back = NULL;
     log->spilling = true;
     uint64_t position = cps_log_low(log);
     bool done = provide_segment(log, position, first_span(log, position));
@@ -417,7 +435,7 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
             CPS_CRASH_POINT("spill-taken");
         } else {
             storage_failed(log, active->error);
-            if (take_back(log, active)) taken_back = active;
+            take_back(log, active);
             give_up(log, active); /* what memory still holds goes to a new file */
             done = false;
         }
@@ -429,7 +447,7 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
     CPS_CRASH_POINT("spill-normalised");
     cps_log_commit(log);
     CPS_CRASH_POINT("spill-committed");
-    if (taken_back != NULL) cut_off(log, taken_back);
+    if (!done) cut_off(log);
     return done;
 }
 

@@ -235,8 +235,13 @@ static CPS_MUST_CHECK enum cps_status forget_unsaid(cps_log *log, cps_opened *op
             cps_store_add(&log->store, last);
             break;
         }
-        if (last->base >= from) cps_log_discard(log, last);
-        else cps_segment_close(last);
+        if (last->base >= from) {
+            last->end = last->base;
+            cps_segment_cut(last);
+            cps_log_discard(log, last);
+        } else {
+            cps_segment_close(last);
+        }
     }
     return status;
 }

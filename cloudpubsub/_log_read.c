@@ -71,6 +71,12 @@ static bool is_given_up(cps_log *log, int error) {
     return true;
 }
 
+/* Under the lock: what was to be read up to `end` was taken back, and cut off, while we looked; it is in the ring again. */
+static bool was_taken_back(const cps_segment *segment, uint64_t end, enum cps_status status, const cps_span *span) {
+    return segment->end < end && (status != CPS_OK || span->size == 0);
+}
+
+/* CPS_BUSY: look again where it is now. */
 static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segment, uint64_t position,
                                                 size_t max_bytes, cps_batch *batch) {
     CPS_ASSERT(segment->base <= position && position < segment->end);
@@ -82,6 +88,10 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
     int error = 0;
     enum cps_status status = cps_segment_span(segment, position, end, max_bytes, &log->scratch, &span, &error);
     (void)pthread_mutex_lock(&log->lock);
+    if (was_taken_back(segment, end, status, &span)) {
+        log->sent = position;
+        return CPS_BUSY;
+    }
     if (status == CPS_OK) {
         log->read_failures = 0;
         if (span.size > 0 && position >= segment->given_up_from && position < segment->lost_below)
@@ -114,14 +124,15 @@ enum cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) {
     CPS_ASSERT(!log->reading_ring);
     uint64_t position;
     cps_segment *segment;
-    do { /* `sent` may move over a dropped range while the lock is let go */
-        position = log->sent;
-        segment = hold(log, &position);
-    } while (position != cps_log_next(log, log->sent));
-    batch->position = log->read_from = position;
-    if (segment != NULL) {
-        status = read_disk(log, segment, position, max_bytes, batch);
-    } else {
+    do {
+        do { /* `sent` may move over a dropped range while the lock is let go */
+            position = log->sent;
+            segment = hold(log, &position);
+        } while (position != cps_log_next(log, log->sent));
+        batch->position = log->read_from = position;
+        status = segment != NULL ? read_disk(log, segment, position, max_bytes, batch) : CPS_OK;
+    } while (status == CPS_BUSY);
+    if (segment == NULL) {
         status = cps_ring_view(log->ring, position, &batch->bytes, &batch->size);
         if (status == CPS_OK) {
             cps_ring_pin(log->ring, CPS_PIN_READER, position);
@@ -178,13 +189,12 @@ void cps_log_rewind(cps_log *log) {
     (void)pthread_mutex_unlock(&log->lock);
 }
 
-/* Verified bytes at `position` or the next behind it, which `*position` becomes; in flight, so nobody drops them.  The
- * bytes are valid while the lock is held, and those of a segment until the reader moves on.  span->size is 0 for damage.
- * With the lock held, which is let go to read a file.  CPS_OK; CPS_EMPTY; CPS_IO; CPS_NO_MEMORY. */
-static CPS_MUST_CHECK enum cps_status view(cps_log *log, uint64_t *position, size_t max_bytes, cps_span *span) {
+/* `view`, but for CPS_BUSY: again. */
+static CPS_MUST_CHECK enum cps_status look_once(cps_log *log, uint64_t *position, size_t max_bytes, cps_span *span) {
     cps_segment *segment = hold(log, position);
     span->position = *position;
     span->lost_end = 0;
+    span->size = 0;
     if (segment == NULL) return cps_ring_view(log->ring, *position, &span->bytes, &span->size);
     uint64_t end = segment->end;
     int error = 0;
@@ -196,11 +206,22 @@ static CPS_MUST_CHECK enum cps_status view(cps_log *log, uint64_t *position, siz
     (void)pthread_mutex_unlock(&log->lock);
     enum cps_status status = cps_segment_span(segment, *position, end, max_bytes, &log->scratch, span, &error);
     (void)pthread_mutex_lock(&log->lock);
+    if (was_taken_back(segment, end, status, span)) return CPS_BUSY;
     if (status == CPS_IO && *position < segment->lost_below) { /* given up and counted by cps_log_read */
         span->size = 0;
         span->lost_end = segment->lost_below;
         status = CPS_OK;
     }
+    return status;
+}
+
+/* Verified bytes at `position` or the next behind it, which `*position` becomes; in flight, so nobody drops them.  The
+ * bytes are valid while the lock is held, and those of a segment until the reader moves on.  span->size is 0 for damage.
+ * With the lock held, which is let go to read a file.  CPS_OK; CPS_EMPTY; CPS_IO; CPS_NO_MEMORY. */
+static CPS_MUST_CHECK enum cps_status view(cps_log *log, uint64_t *position, size_t max_bytes, cps_span *span) {
+    enum cps_status status;
+    do status = look_once(log, position, max_bytes, span);
+    while (status == CPS_BUSY);
     return status;
 }
 

@@ -57,6 +57,7 @@ typedef struct cps_segment {
     bool named;             /* its entry in the directory is durable */
     bool kept_aside;        /* to go to the quarantine instead of being removed */
     bool given_up;          /* poisoned, as everybody but the appender is told */
+    bool overlong;          /* its file holds records behind `end` that were taken back */
     bool retired;           /* taken out of the log, to be removed once nobody reads it */
     unsigned users;         /* readers and appenders that hold it outside the lock */
     uint64_t unsynced_since_ms; /* monotonic; when the oldest byte that may not be durable was written */
@@ -144,8 +145,7 @@ CPS_MUST_CHECK enum cps_status cps_segment_span(cps_segment *segment, uint64_t p
 /* Forget what a loaded segment holds from `end` on; another file has it.  May leave it empty. */
 CPS_MUST_CHECK enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch *scratch, int *error);
 
-/* Try to end the file where the segment ends: a later open would take what stands behind, and was given up, for records.
- * Nobody may be reading there. */
+/* Try to end the file where the segment ends: a later open would take what stands behind, and was given up, for records. */
 void cps_segment_cut(cps_segment *segment);
 
 /* Which spool wrote this file, and in which epoch?  False: nobody can tell. */

@@ -13,7 +13,7 @@ the process before Python starts:
 
     env $(python tests/core/build.py address,undefined) python -m pytest tests/core
 
-``CC`` chooses the compiler.
+``CC`` chooses the compiler; ``CLOUDPUBSUB_CORE`` another folder with the C files of the core, for mutants.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ import cffi
 MODULE = "_core_test"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CORE = ROOT / "cloudpubsub"
+CORE = Path(os.environ.get("CLOUDPUBSUB_CORE", ROOT / "cloudpubsub"))
 
 # Every C file of the core and of its tests, each after the files whose types its declarations use.
 SOURCES = (
@@ -68,6 +69,7 @@ SOURCES = (
 
 STRICT = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror")
 KEEP_SECONDS = 7 * 24 * 3600.0
+COMPILERS = 2  # at a time
 
 
 def compiler() -> list[str]:
@@ -143,16 +145,31 @@ def flags() -> list[str]:
     return ["-O1", *chosen, f"-fsanitize={sanitizers()}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
-def fingerprint(glue_text: str) -> str:
-    """A name for the result: equal only if nothing that goes into it differs."""
+def located(source: str) -> Path:
+    """Where a source of the list is."""
+    folder, _, name = source.rpartition("/")
+    return (CORE if folder == "cloudpubsub" else ROOT / folder) / name
+
+
+def conditions() -> Any:
+    """A digest of what all files are compiled with: compiler, flags, headers."""
     version = subprocess.run([*compiler(), "--version"], check=True, capture_output=True).stdout
     digest = hashlib.sha256(version)
-    digest.update(repr((compiler(), flags(), STRICT, sys.version, cffi.__version__, SOURCES)).encode())
+    places = [f"-I{CORE}", f"-I{HERE}"]
+    chosen = [flag for flag in flags() if flag not in places]
+    digest.update(repr((compiler(), chosen, STRICT, sys.version, cffi.__version__)).encode())
+    for path in [*sorted(CORE.glob("*.h")), *sorted(HERE.glob("*.h"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest
+
+
+def fingerprint(glue_text: str) -> str:
+    """A name for the result: equal only if nothing that goes into it differs."""
+    digest = conditions()
     digest.update(glue_text.encode())
-    headers = [*CORE.glob("*.h"), *HERE.glob("*.h")]
-    for path in sorted(headers) + [ROOT / source for source in SOURCES]:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:24]
+    for source in SOURCES:
+        digest.update(source.encode() + b"\0" + located(source).read_bytes() + b"\0")
+    return str(digest.hexdigest()[:24])
 
 
 def cache() -> Path:
@@ -165,7 +182,10 @@ def cache() -> Path:
     for old in directory.iterdir():
         try:
             if time.time() - old.stat().st_mtime > KEEP_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+                if old.is_dir():
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    old.unlink()
         except FileNotFoundError:
             pass  # another test run removed it first
     return directory
@@ -176,6 +196,20 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def compile_kept(command: list[str], text: bytes, name: str) -> Path:
+    """The object file that ``command`` makes of ``text``; kept, as most builds differ from the last in one file."""
+    digest = conditions()
+    digest.update(repr(name).encode() + text)
+    kept = cache() / f"{name}-{digest.hexdigest()[:24]}.o"
+    if not kept.exists():
+        handle, made = tempfile.mkstemp(dir=cache(), suffix=".o")
+        os.close(handle)
+        run([*command, "-o", made])
+        os.replace(made, kept)
+    os.utime(kept)
+    return kept
 
 
 def build() -> Path:
@@ -190,11 +224,13 @@ def build() -> Path:
     try:
         (made / f"{MODULE}.c").write_text(glue_text)
         python = [f"-I{sysconfig.get_path('include')}", f"-I{sysconfig.get_path('platinclude')}"]
-        objects = [made / f"{MODULE}.o"]
-        run([*compiler(), "-w", *flags(), *python, "-c", str(made / f"{MODULE}.c"), "-o", str(objects[0])])
-        for source in SOURCES:
-            objects.append(made / (Path(source).stem + ".o"))
-            run([*compiler(), *STRICT, *flags(), "-c", str(ROOT / source), "-o", str(objects[-1])])
+        glued = [*compiler(), "-w", *flags(), *python, "-c", str(made / f"{MODULE}.c")]
+        with ThreadPoolExecutor(COMPILERS) as pool:
+            jobs = [pool.submit(compile_kept, glued, glue_text.encode(), MODULE)]
+            for source in SOURCES:
+                command = [*compiler(), *STRICT, *flags(), "-c", str(located(source))]
+                jobs.append(pool.submit(compile_kept, command, located(source).read_bytes(), Path(source).stem))
+            objects = [job.result() for job in jobs]
         run([*compiler(), "-shared", *flags(), *map(str, objects), "-o", str(made / name), "-pthread"])
         try:
             made.rename(kept)

@@ -1,6 +1,7 @@
 """Kill a seeded user of the log at every named point of the core, at several of the times that it is reached.
 
     python -m tests.core.kill_sweep power                        # every point that a user of that durability reaches
+    python -m tests.core.kill_sweep power spill-taken            # only this one, with several seeds
     python -m tests.core.kill_sweep SEED SETTING POINT NTH       # one kill again
 
 Each kill is announced on a line of its own before it happens, so that the last line names the one that ended the
@@ -106,20 +107,20 @@ def occurrences(hits: int, dice: random.Random, group: str, long: bool) -> list[
     return sorted(chosen)
 
 
-def plan(group: str, seed: int, long: bool) -> Iterator[tuple[Setting, str, int]]:
+def plan(group: str, seed: int, long: bool, only: list[str]) -> Iterator[tuple[Setting, str, int]]:
     """Each point at some of the times that it is reached: in all settings, or, in the short form, in one of them."""
     dice = random.Random(f"{group}/{seed}")
     counted = [(setting, count(seed, setting)) for setting in settings(group)]
-    for point in sorted({name for _, hits in counted for name in hits}):
+    for point in only or sorted({name for _, hits in counted for name in hits}):
         ways = [(setting, hits[point]) for setting, hits in counted if point in hits]
         for setting, hits in ways if long else [dice.choice(ways)]:
             for nth in occurrences(hits, dice, group, long):
                 yield setting, point, nth
 
 
-def sweep(group: str, seed: int, long: bool) -> Report:
+def sweep(group: str, seed: int, long: bool, only: list[str]) -> Report:
     report = Report()
-    for setting, point, nth in plan(group, seed, long):
+    for setting, point, nth in plan(group, seed, long, only):
         while True:
             print(seed, setting.name, point, nth, flush=True)
             if kill(seed, setting, point, nth):
@@ -133,15 +134,16 @@ def sweep(group: str, seed: int, long: bool) -> Report:
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) == 4:
+    if arguments[0].isdigit():
         seed, name, point, nth = arguments
         (setting,) = [way for group in (*DURABILITIES, "cut") for way in settings(group) if way.name == name]
         print("killed" if kill(int(seed), setting, point, int(nth)) else "not reached")
         return
-    rounds = int(os.environ.get("CLOUDPUBSUB_KILL_ROUNDS", "0"))
+    only = arguments[1:]
+    rounds = int(os.environ.get("CLOUDPUBSUB_KILL_ROUNDS", "5" if only else "0"))
     seeds = range(1, rounds + 1) if rounds else [int(os.environ.get("CLOUDPUBSUB_KILL_SEED", "1"))]
     for seed in seeds:
-        report = sweep(arguments[0], seed, rounds > 0)
+        report = sweep(arguments[0], seed, rounds > 0, only)
         print("done", seed, report.kills, report.missed, flush=True)
 
 

@@ -27,7 +27,7 @@ class Setting:
     name: str
     durability: str
     faults: bool = False  # the disk refuses now and then
-    cut: bool = False  # the kill takes the power along
+    cut: bool = False  # the kill takes the power along, more often than not
     first_kill: tuple[str, int] = ("", 0)  # point and time at which the life before ended
     link_up: float = 0.5  # how often
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +87,9 @@ class User:
             self.unclear += self.log.losses()
         self.log.close()
         self.disk.heal()
-        self.lib.sim_restart(self.disk.c, self.setting.cut, self.random.randrange(1 << 60))
+        # A process that only was killed leaves files that the next one may take to be more durable than they are.
+        cut = self.setting.cut and self.random.random() < 0.6
+        self.lib.sim_restart(self.disk.c, cut, self.random.randrange(1 << 60))
         self.kills += 1
         self.saved = False
         self.flight = []

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from .build import ROOT
+from .disk import Disk, Log
 from .kill_sweep import DURABILITIES, count, points, settings
 
 LONG = int(os.environ.get("CLOUDPUBSUB_KILL_ROUNDS", "0"))
@@ -47,3 +49,36 @@ def test_a_kill_at_any_point_costs_nothing_that_was_promised(group: str) -> None
             _, seed, kills, missed = line.split()
             print(f"seed {seed}: {kills} kills; {missed} points that the flusher did not come by again")
             assert int(kills) > 60 and int(missed) < int(kills) / 10
+
+
+@pytest.mark.parametrize("point", ["slot-settled", "slot-produced"])
+def test_a_kill_between_two_words_of_the_counters_leaves_them_as_they_were(
+    disk: Disk, open_log: Callable[..., Log], point: str
+) -> None:
+    """The flusher has nothing to do here, so each word of each commit has its turn."""
+    name = disk.ffi.new("char[]", point.encode())
+    published = acked = 0
+    nth, happened = 1, True
+    while happened:
+        log = open_log(on_full="drop_newest")
+        log.link(True)
+        messages = [log.append(b"x" * 40) for _ in range(3)]
+        seen = log.drain()
+        assert [one.position for one in seen] == [*(one.position for one in seen[:-3]), *messages]
+        published, pending = published + 3, len(seen)
+        disk.lib.crash_watch(disk.c, name, nth)
+        log.append(b"y" * 40)
+        log.settle(seen[:2])
+        happened = bool(disk.lib.crash_happened())
+        disk.lib.crash_stop()
+        log.close() if happened else log.kill()
+        disk.lib.sim_restart(disk.c, False, 0)
+        log = open_log(on_full="drop_newest")
+        stats = log.check()
+        came, went = stats.produced.messages - published, stats.settled.acked_messages - acked
+        assert (came, went) in [(0, 0), (1, 0), (1, 2)] and stats.settled.dropped_messages == 0
+        assert len(log.drain()) == pending + came - went
+        published, acked = published + came, acked + went
+        assert log.close() == 0
+        nth += 1
+    assert nth > 5

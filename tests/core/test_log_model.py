@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,7 @@ from .build import load, sanitizers
 from .disk import DISK_ERRORS, Disk, Log, Loss, Record
 
 META_BYTES = 8192
+REFUSED = 2
 
 
 class Queue(RuleBasedStateMachine):
@@ -25,6 +27,8 @@ class Queue(RuleBasedStateMachine):
         self.pending: list[tuple[int, bytes]] = []
         self.flight: list[Record] = []
         self.made = self.published = self.acked = self.dropped = self.refused = 0
+        self.reasons: Counter[int] = Counter()  # messages that were reported as lost, by reason
+        self.gone: list[tuple[int, int]] = []  # position and reason of each that was in the log
         self.last = -1
         self.faulty = False
         self.log: Log
@@ -52,6 +56,7 @@ class Queue(RuleBasedStateMachine):
     def lose(self, losses: list[Loss]) -> None:
         """Take out of the model what the log says that it dropped, and nothing else."""
         for loss in losses:
+            self.reasons[loss.reason] += loss.messages
             if loss.first >= 1 << 63:
                 assert loss.messages == (loss.end - loss.first) // 8
                 continue
@@ -59,7 +64,27 @@ class Queue(RuleBasedStateMachine):
             assert len(gone) == loss.messages, (loss, len(gone))
             assert not any(loss.first <= record.position < loss.end for record in self.flight)
             self.pending = [one for one in self.pending if not loss.first <= one[0] < loss.end]
+            self.gone += [(position, loss.reason) for position, _ in gone]
             self.dropped += loss.messages
+
+    def ledger_is_true(self) -> None:
+        """It says by reason what was reported, in all that the counters say, and its ranges cover each message."""
+        ledger = self.disk.ffi.new("cps_ledger *")
+        self.log.lib.stress_ledger(self.log.c, ledger)
+        stats = self.log.stats()
+        self.lose(self.log.losses())
+        if stats.settled.dropped_messages != self.dropped:
+            return  # another one came between these calls; the next look will tell
+        for reason, total in enumerate(ledger.totals):
+            assert total.messages == self.reasons[reason]
+        ended = [total for reason, total in enumerate(ledger.totals) if reason != REFUSED]
+        assert sum(total.messages for total in ended) == stats.settled.dropped_messages
+        assert sum(total.bytes for total in ended) == stats.settled.dropped_bytes
+        assert ledger.totals[REFUSED].messages == stats.produced.refused
+        assert ledger.totals[REFUSED].bytes == stats.produced.refused_bytes
+        entries = [(one.when >> 48, one.first, one.end) for one in ledger.entries[0 : ledger.used]]
+        for position, reason in self.gone:
+            assert any(why == reason and first <= position < end for why, first, end in entries)
 
     @rule(size=st.one_of(st.integers(0, 60), st.integers(0, 980)), count=st.integers(1, 12))
     def append(self, size: int, count: int) -> None:
@@ -153,6 +178,7 @@ class Queue(RuleBasedStateMachine):
         self.lose(self.log.kill())
         self.open()
         assert self.log.opened.ring_adopted
+        self.ledger_is_true()
 
     @rule()
     def close_and_open(self) -> None:
@@ -165,6 +191,7 @@ class Queue(RuleBasedStateMachine):
         self.disk.heal()
         self.faulty = False
         self.open()
+        self.ledger_is_true()
 
     @invariant()
     def counters_are_exact(self) -> None:
