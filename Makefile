@@ -2,7 +2,9 @@
 # make test      everything, on this Python
 # make test-all  everything, on every CPython from 3.10 to 3.13 that is found
 # make sanitize  the C core's tests with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-# make killtest  a simulated kill at every instruction that matters, for minutes (KILL_ROUNDS=20)
+# make killtest  a simulated kill at every instruction that matters, and thousands of random ones beside a real broker;
+#                for minutes (KILL_ROUNDS=20)
+# make powercut  simulated power cuts, hundreds of thousands of them (CUT_SEEDS=50000)
 # make lint      ruff, mypy, and the C core with every warning an error
 # make bench     what the README's numbers come from
 # make fuzz      fuzzing of what reads bytes from outside, for an hour a target, or FUZZ_SECONDS
@@ -43,7 +45,7 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-all bench lint sanitize killtest fuzz fuzz-quick fuzz-clang clean mosquitto
+.PHONY: demo test test-all bench lint sanitize killtest powercut fuzz fuzz-quick fuzz-clang clean mosquitto
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -150,8 +152,12 @@ sanitize: $(VENV)/.test
 	env $$($(BIN)/python -m tests.core.build thread) $(BIN)/python -m pytest -q tests/core/test_log_threads.py tests/core/test_ring.py
 
 KILL_ROUNDS ?= 20
-killtest: $(VENV)/.test
-	CLOUDPUBSUB_KILL_ROUNDS=$(KILL_ROUNDS) $(BIN)/python -m pytest -s tests/core/test_kill_points.py
+killtest: $(VENV)/.test mosquitto
+	CLOUDPUBSUB_KILL_ROUNDS=$(KILL_ROUNDS) $(BIN)/python -m pytest -s tests/core/test_kill_points.py tests/test_publish_kill.py
+
+CUT_SEEDS ?= 50000
+powercut: $(VENV)/.test
+	CLOUDPUBSUB_CUT_SEEDS=$(CUT_SEEDS) $(BIN)/python -m pytest -s tests/core/test_power_cut.py
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ CORE = (
     "cloudpubsub/_log_read.c",
     "cloudpubsub/_log_write.c",
     "cloudpubsub/_flusher.c",
+    "cloudpubsub/_log_files.c",
     "cloudpubsub/_wire.c",
     "cloudpubsub/_window.c",
     "cloudpubsub/_io.c",

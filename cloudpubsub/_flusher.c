@@ -12,204 +12,6 @@
 
 #define NEVER CPS_NO_LIMIT_MS
 
-static uint64_t now_ms(const cps_log *log) { return log->io->monotonic_ms(log->io->context); }
-
-static bool is_power(const cps_log *log) { return log->config.durability == CPS_DURABILITY_POWER; }
-
-/* ---- storage state ---- */
-
-static void storage_failed(cps_log *log, int error) {
-    log->storage = CPS_STORAGE_FAILED;
-    log->storage_error = error;
-    log->retry_delay_ms = log->retry_delay_ms == 0 ? CPS_RETRY_MIN_MS : log->retry_delay_ms * 2;
-    if (log->retry_delay_ms > CPS_RETRY_MAX_MS) log->retry_delay_ms = CPS_RETRY_MAX_MS;
-    log->retry_at_ms = now_ms(log) + log->retry_delay_ms;
-    (void)pthread_cond_broadcast(&log->room); /* the policy decides from here on */
-    (void)pthread_cond_broadcast(&log->settled_moved);
-}
-
-static void storage_full(cps_log *log) {
-    log->storage = CPS_STORAGE_FULL;
-    log->retry_at_ms = NEVER; /* until a segment goes */
-    (void)pthread_cond_broadcast(&log->room);
-    (void)pthread_cond_broadcast(&log->settled_moved);
-}
-
-static void storage_works(cps_log *log) {
-    log->storage = CPS_STORAGE_OK;
-    log->retry_delay_ms = 0;
-}
-
-/* ---- syncing, sealing, removing ---- */
-
-/* Under the lock: a file that failed is not trusted again; one with nothing in it goes at once. */
-static void give_up(cps_log *log, cps_segment *segment) {
-    segment->full = segment->given_up = true;
-    if (log->active == segment) log->active = NULL;
-    if (segment->end == segment->base && !segment->retired) cps_log_retire(log, segment);
-}
-
-/* A write or sync failed in power mode.  The ring still holds everything that was not confirmed, at the same positions, so the
- * segment ends where it was confirmed, what came behind it goes, and the rest is written anew to another file. */
-static void take_back(cps_log *log, cps_segment *segment) {
-    uint64_t end = segment->synced_end;
-    uint64_t from = end > log->settled.head ? end : log->settled.head;
-    /* What an earlier process wrote is not in the ring: it stays where it is, readable but never known to be durable. */
-    if (!is_power(log) || segment->retired || end == segment->end || cps_ring_low(log->ring) > from) return;
-    CPS_CRASH_POINT("take-back-begin");
-    while (log->store.last != segment) {
-        cps_segment *last = log->store.last;
-        cps_log_retire(log, last);
-        last->end = last->base;
-        last->overlong = true;
-    }
-    log->store.messages -= segment->messages - segment->synced_messages;
-    segment->messages = segment->synced_messages;
-    segment->message_bytes = segment->synced_message_bytes;
-    if (segment->settled_messages > segment->messages) segment->settled_messages = segment->messages;
-    if (segment->settled_bytes > segment->message_bytes) segment->settled_bytes = segment->message_bytes;
-    segment->end = end;
-    segment->overlong = true;
-    log->settled.spilled = end;
-    CPS_CRASH_POINT("take-back-done");
-}
-
-static cps_segment *overlong_one(const cps_log *log) {
-    cps_segment *lists[] = {log->store.first, log->retired};
-    for (size_t i = 0; i < 2; i++)
-        for (cps_segment *s = lists[i]; s != NULL; s = s->next)
-            if (s->overlong) return s;
-    return NULL;
-}
-
-/* What was taken back, and is known to be, goes from the files too: dropped from the ring, it must not come back with the
- * next open.  Lets the lock go, and nothing is dropped meanwhile. */
-static void cut_off(cps_log *log) {
-    cps_segment *segment;
-    bool spilling = log->spilling;
-    while ((segment = overlong_one(log)) != NULL) {
-        segment->overlong = false;
-        segment->users++;
-        log->spilling = true;
-        (void)pthread_mutex_unlock(&log->lock);
-        cps_segment_cut(segment);
-        CPS_CRASH_POINT("cut-off");
-        (void)pthread_mutex_lock(&log->lock);
-        log->spilling = spilling;
-        segment->users--;
-    }
-}
-
-/* Make one segment durable; a full one is sealed.  Lets the lock go.  False: it failed. */
-static bool sync_segment(cps_log *log, cps_segment *segment) {
-    const cps_io *io = log->io;
-    uint64_t end = segment->end, file_bytes = segment->file_bytes;
-    bool seal = segment->full && !segment->sealed;
-    segment->users++;
-    (void)pthread_mutex_unlock(&log->lock);
-    CPS_CRASH_POINT("sync-begin");
-    enum cps_status status = seal ? cps_segment_seal(segment, &file_bytes) : cps_segment_sync(segment);
-    CPS_CRASH_POINT("sync-data");
-    if (status == CPS_OK && !segment->named) {
-        status = io->sync_directory(io->context, log->directory, &segment->error);
-        segment->poison = status; /* its bytes are safe, its name is not */
-        segment->named = status == CPS_OK;
-        CPS_CRASH_POINT("sync-named");
-    }
-    (void)pthread_mutex_lock(&log->lock);
-    segment->users--;
-    log->syncs++;
-    if (status != CPS_OK) {
-        storage_failed(log, segment->error);
-        take_back(log, segment); /* does nothing where nothing was unsynced and only the footer failed */
-        give_up(log, segment);
-        if (log->closing && log->last_tries > 0) { /* the ring has it again: once more, to another file */
-            log->last_tries--;
-            log->retry_at_ms = 0;
-        }
-    } else {
-        segment->synced_end = end;
-        segment->synced_messages = segment->messages;
-        segment->synced_message_bytes = segment->message_bytes;
-        segment->sealed = seal || segment->sealed;
-        if (!segment->retired) cps_store_resize(&log->store, segment, file_bytes);
-        if (log->storage == CPS_STORAGE_FAILED) storage_works(log);
-        if (log->storage == CPS_STORAGE_FULL && seal) log->retry_at_ms = 0; /* the file has shrunk: there may be room */
-    }
-    cps_log_normalise(log);
-    cps_log_commit(log);
-    CPS_CRASH_POINT("sync-committed");
-    if (status != CPS_OK) cut_off(log);
-    return status == CPS_OK;
-}
-
-/* Seal a full segment that takes clearly more room than it needs.  Lets the lock go.  CPS_EMPTY: there is none; CPS_IO:
- * the storage failed. */
-static CPS_MUST_CHECK enum cps_status shrink_one(cps_log *log) {
-    for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
-        if (!s->full || s->sealed || s->poison != CPS_OK || s->end == s->base) continue;
-        if (s->file_bytes <= cps_segment_sealed_bytes(s)) continue;
-        return sync_segment(log, s) ? CPS_OK : CPS_IO;
-    }
-    return CPS_EMPTY;
-}
-
-/* Remove one retired segment that nobody reads.  Lets the lock go.  False: there is none. */
-static bool remove_one(cps_log *log) {
-    cps_segment *segment = log->retired;
-    while (segment != NULL && segment->users > 0) segment = segment->next;
-    if (segment == NULL || now_ms(log) < log->remove_due_ms) return false;
-    (void)pthread_mutex_unlock(&log->lock);
-    CPS_CRASH_POINT("remove-begin");
-    enum cps_status status =
-        segment->kept_aside ? cps_quarantine_move(&log->quarantine, segment->path, segment->file_bytes, &segment->error)
-                            : cps_segment_remove(segment);
-    CPS_CRASH_POINT("remove-unlinked");
-    (void)pthread_mutex_lock(&log->lock);
-    if (status != CPS_OK) { /* a file system gone read-only: the file goes on counting against the quota */
-        log->remove_due_ms = now_ms(log) + CPS_RETRY_MIN_MS;
-        return false;
-    }
-    cps_segment **link = &log->retired; /* others may have come in front of it */
-    while (*link != segment) link = &(*link)->next;
-    *link = segment->next;
-    log->retired_bytes -= segment->file_bytes;
-    for (unsigned i = 0; i < CPS_VICTIMS; i++)
-        if (log->settled.victims[i] == segment->base + 1) log->settled.victims[i] = 0;
-    CPS_CRASH_POINT("remove-unlisted");
-    cps_shared_commit_settled(log->home.shared, &log->settled);
-    CPS_CRASH_POINT("remove-committed");
-    cps_segment_close(segment);
-    log->unlinked = true;
-    if (log->storage == CPS_STORAGE_FULL) storage_works(log);
-    if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
-    return true;
-}
-
-/* Everything before it is durable, or settled, or in a file that failed and will never be synced; only what is behind it
- * is worth a sync. */
-static uint64_t confirmed(cps_log *log) {
-    for (const cps_segment *s = cps_store_unsealed(&log->store); s != NULL; s = s->next) {
-        if (s->poison != CPS_OK || s->synced_end == s->end || s->end <= log->settled.head) continue;
-        return s->synced_end > log->settled.head ? s->synced_end : log->settled.head;
-    }
-    return cps_log_low(log);
-}
-
-/* The next segment to sync now: power mode and requests want all, otherwise full ones when they are old enough or many. */
-static cps_segment *due_for_sync(cps_log *log, uint64_t now, bool all) {
-    cps_segment *first = NULL;
-    unsigned waiting = 0;
-    for (cps_segment *s = cps_store_unsealed(&log->store); s != NULL; s = s->next) {
-        if (s->sealed || s->poison != CPS_OK || s->end <= log->settled.head) continue;
-        if (s->synced_end == s->end && !(s->full && all)) continue;
-        if (all || (s->full && now >= s->unsynced_since_ms + log->config.seal_after_ms)) return s;
-        if (first == NULL) first = s;
-        if (s->full && ++waiting > CPS_UNSEALED_MAX) return first;
-    }
-    return NULL;
-}
-
 /* ---- spilling ---- */
 
 /* Up to where the ring should be written out now; 0: it need not be. */
@@ -234,8 +36,8 @@ static CPS_MUST_CHECK enum cps_status drop_one(cps_log *log) {
     cps_segment *victim = cps_log_victim(log);
     if (victim == NULL) return CPS_EMPTY;
     /* In power mode the ring holds what is not synced, as one run: no hole may come into it. */
-    cps_segment *unsynced = is_power(log) && confirmed(log) < victim->end ? due_for_sync(log, now_ms(log), true) : NULL;
-    if (unsynced != NULL) return sync_segment(log, unsynced) ? CPS_OK : CPS_IO;
+    cps_segment *unsynced = cps_log_is_power(log) && cps_log_confirmed(log) < victim->end ? cps_log_due_for_sync(log, cps_log_now(log), true) : NULL;
+    if (unsynced != NULL) return cps_log_sync_segment(log, unsynced) ? CPS_OK : CPS_IO;
     cps_log_drop_segment(log, victim);
     return CPS_OK;
 }
@@ -250,8 +52,8 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
         bool crowded = messages_max != 0 && log->store.messages >= messages_max;
         bool large = file_bytes != 0 && taken + file_bytes > config->spool_bytes_max;
         if (!crowded && !large) return true;
-        if (remove_one(log)) continue;
-        enum cps_status shrunk = large ? shrink_one(log) : CPS_EMPTY;
+        if (cps_log_remove_one(log)) continue;
+        enum cps_status shrunk = large ? cps_log_shrink_one(log) : CPS_EMPTY;
         if (shrunk == CPS_OK) continue;
         if (shrunk == CPS_IO) return false; /* how long to wait after that is known already */
         /* Files that are waiting to be removed are no reason to drop others. */
@@ -259,7 +61,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
         enum cps_status dropped = may_drop ? drop_one(log) : CPS_EMPTY;
         if (dropped == CPS_OK) continue;
         if (dropped == CPS_IO) return false;
-        storage_full(log);
+        cps_storage_full(log);
         return false;
     }
 }
@@ -291,9 +93,9 @@ static bool keep_reserve(cps_log *log, uint64_t file_bytes) {
         }
         if (space >= reserve && space - reserve >= file_bytes) return true;
         if (missing == 0) missing = reserve + file_bytes - space;
-        if (remove_one(log) || drop_for_room(log, missing, &freed)) continue;
-        storage_full(log);
-        log->retry_at_ms = now_ms(log) + CPS_RETRY_MIN_MS; /* others may give some back */
+        if (cps_log_remove_one(log) || drop_for_room(log, missing, &freed)) continue;
+        cps_storage_full(log);
+        log->retry_at_ms = cps_log_now(log) + CPS_RETRY_MIN_MS; /* others may give some back */
         return false;
     }
 }
@@ -324,10 +126,10 @@ static bool start_segment(cps_log *log, uint64_t position, uint64_t span) {
         if (segment != NULL) cps_log_discard(log, segment);
         bool no_space = status == CPS_IO && (error == ENOSPC || error == EDQUOT);
         if (no_space && drop_for_room(log, file_bytes, &freed)) {
-            while (remove_one(log)) {}
+            while (cps_log_remove_one(log)) {}
             continue; /* the disk is smaller than the quota: the oldest make room for the newest all the same */
         }
-        storage_failed(log, status == CPS_IO ? error : ENOMEM);
+        cps_storage_failed(log, status == CPS_IO ? error : ENOMEM);
         return false;
     }
     return false;
@@ -389,7 +191,7 @@ static uint64_t first_span(const cps_log *log, uint64_t position) {
 /* Under the lock: the staged batch at `position` is in the active segment. */
 static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messages, uint64_t bytes) {
     cps_segment *active = log->active;
-    if (active->synced_end == active->end) active->unsynced_since_ms = now_ms(log);
+    if (active->synced_end == active->end) active->unsynced_since_ms = cps_log_now(log);
     for (size_t at = 0; at < size;) {
         cps_record record;
         CPS_ASSERT(cps_record_load(log->staging + at, size - at, position + at, &record) == CPS_OK);
@@ -406,7 +208,7 @@ static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messa
     log->store.messages += messages;
     log->spilled_bytes += size;
     log->settled.spilled = position + size;
-    storage_works(log);
+    cps_storage_works(log);
 }
 
 /* Write one batch.  False: the storage refused. */
@@ -434,9 +236,9 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
             take_in(log, size, position, messages, bytes);
             CPS_CRASH_POINT("spill-taken");
         } else {
-            storage_failed(log, active->error);
-            take_back(log, active);
-            give_up(log, active); /* what memory still holds goes to a new file */
+            cps_storage_failed(log, active->error);
+            cps_log_take_back(log, active);
+            cps_log_give_up(log, active); /* what memory still holds goes to a new file */
             done = false;
         }
     } else if (log->active != NULL && log->active->end == log->active->base) {
@@ -447,26 +249,26 @@ static bool spill_batch(cps_log *log, uint64_t goal) {
     CPS_CRASH_POINT("spill-normalised");
     cps_log_commit(log);
     CPS_CRASH_POINT("spill-committed");
-    if (!done) cut_off(log);
+    if (!done) cps_log_cut_off(log);
     return done;
 }
 
 /* ---- what is due ---- */
 
 static bool wants_sync(cps_log *log) {
-    if (log->closing || log->sync_goal > confirmed(log)) return true;
+    if (log->closing || log->sync_goal > cps_log_confirmed(log)) return true;
     /* In power mode the ring gives room only for what is synced. */
     uint64_t held = cps_ring_low(log->ring);
     bool crowded = log->producers_waiting > 0 || cps_ring_published(log->ring) - held > log->home.ring_bytes / 2;
-    return is_power(log) && crowded && held < cps_log_low(log);
+    return cps_log_is_power(log) && crowded && held < cps_log_low(log);
 }
 
 /* Sync and seal what is due.  Lets the lock go.  False: nothing was, or it failed. */
 static bool sync_due(cps_log *log) {
     cps_segment *segment;
     bool any = false;
-    while ((segment = due_for_sync(log, now_ms(log), wants_sync(log))) != NULL) {
-        if (!sync_segment(log, segment)) return false;
+    while ((segment = cps_log_due_for_sync(log, cps_log_now(log), wants_sync(log))) != NULL) {
+        if (!cps_log_sync_segment(log, segment)) return false;
         any = true;
     }
     return any;
@@ -530,11 +332,11 @@ static void reserve(cps_log *log, uint64_t now) {
  * interrupted may end in sleep.  False: nothing was due. */
 static bool keep_house(cps_log *log, uint64_t now) {
     cps_segment *overdue;
-    if (remove_one(log)) return true;
-    bool asked = log->sync_goal > confirmed(log) && cps_log_low(log) >= log->sync_goal; /* it is all in files */
+    if (cps_log_remove_one(log)) return true;
+    bool asked = log->sync_goal > cps_log_confirmed(log) && cps_log_low(log) >= log->sync_goal; /* it is all in files */
     if (checkpoint_wanted(log) && now >= log->checkpoint_due_ms) checkpoint(log, now);
     else if (reservation_short(log, now)) reserve(log, now);
-    else if ((overdue = due_for_sync(log, now, asked)) != NULL) (void)sync_segment(log, overdue);
+    else if ((overdue = cps_log_due_for_sync(log, now, asked)) != NULL) (void)cps_log_sync_segment(log, overdue);
     else return false;
     return true;
 }
@@ -547,7 +349,7 @@ static void finish(cps_log *log) {
     (void)sync_due(log);
     CPS_CRASH_POINT("finish-synced");
     log->remove_due_ms = 0; /* one more chance */
-    while (remove_one(log)) {}
+    while (cps_log_remove_one(log)) {}
     CPS_CRASH_POINT("finish-removed");
     uint64_t published = cps_ring_published(log->ring);
     bool everything = cps_log_low(log) == published && cps_log_synced(log) == published;
@@ -565,7 +367,7 @@ static uint64_t earlier(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* Power mode: has the next group commit to be timed? */
 static bool sync_clock_wanted(const cps_log *log) {
-    return is_power(log) && log->sync_due_ms == 0 && log->sync_goal == 0;
+    return cps_log_is_power(log) && log->sync_due_ms == 0 && log->sync_goal == 0;
 }
 
 /* Start the clocks of what waits in the ring; one that has run out sets a goal.  The goal is where the log ends at that
@@ -586,8 +388,8 @@ static void run_clocks(cps_log *log, uint64_t now) {
         log->offline_due_ms = now + log->config.spill_after_ms;
         log->offline_goal = published;
     }
-    if (sync_clock_wanted(log) && published > confirmed(log)) log->sync_due_ms = now + log->config.sync_interval_ms;
-    if (is_power(log) && log->config.sync_bytes != 0 && published - confirmed(log) >= log->config.sync_bytes) {
+    if (sync_clock_wanted(log) && published > cps_log_confirmed(log)) log->sync_due_ms = now + log->config.sync_interval_ms;
+    if (cps_log_is_power(log) && log->config.sync_bytes != 0 && published - cps_log_confirmed(log) >= log->config.sync_bytes) {
         log->sync_due_ms = 0;
         if (published > log->sync_goal) log->sync_goal = published;
     }
@@ -611,12 +413,12 @@ static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
 /* Producers wake us when `published` passes a threshold: the next record where it starts a clock, else a ring half full.
  * Arming fails when it has passed already, so that a record that comes just now is not overlooked. */
 static void sleep_until_needed(cps_log *log, uint64_t now) {
-    uint64_t low = cps_log_low(log), synced = confirmed(log);
+    uint64_t low = cps_log_low(log), synced = cps_log_confirmed(log);
     bool waiting = cps_ring_published(log->ring) > low;
     uint64_t threshold = low + log->home.ring_bytes / 2;
     if (!log->link_up && (!waiting || log->offline_due_ms == 0)) threshold = low;
     if (sync_clock_wanted(log) && synced < threshold) threshold = synced;
-    bool sync_sized = is_power(log) && log->config.sync_bytes != 0;
+    bool sync_sized = cps_log_is_power(log) && log->config.sync_bytes != 0;
     if (sync_sized && synced + log->config.sync_bytes - 1 < threshold) threshold = synced + log->config.sync_bytes - 1;
     if (log->storage == CPS_STORAGE_FAILED) threshold = low; /* the next record is a try */
     bool may_write = log->storage == CPS_STORAGE_OK || now >= log->retry_at_ms;
@@ -628,14 +430,14 @@ void *cps_flusher_run(void *argument) {
     cps_log *log = argument;
     (void)pthread_mutex_lock(&log->lock);
     for (;;) {
-        uint64_t now = now_ms(log);
+        uint64_t now = cps_log_now(log);
         log->stalled = false;
         run_clocks(log, now);
         if (!log->closing && keep_house(log, now)) continue;
         uint64_t goal = spill_goal(log, now);
         if (goal != 0 && (spill_batch(log, goal) || !log->closing)) continue;
-        if (log->sync_goal <= confirmed(log)) log->sync_goal = 0;
-        if (due_for_sync(log, now, wants_sync(log)) != NULL && (sync_due(log) || !log->closing || log->retry_at_ms == 0))
+        if (log->sync_goal <= cps_log_confirmed(log)) log->sync_goal = 0;
+        if (cps_log_due_for_sync(log, now, wants_sync(log)) != NULL && (sync_due(log) || !log->closing || log->retry_at_ms == 0))
             continue;
         if (log->closing) break;
         if (log->unlinked) sync_removals(log); /* lets the lock go, so what was looked at may have changed */

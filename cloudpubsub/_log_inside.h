@@ -1,4 +1,5 @@
-/* Inside of the log, shared by _log.c (life, producers), _log_read.c (reader, waiters) and _flusher.c only. */
+/* Inside of the log, shared by _log.c (life), _log_write.c (producers), _log_read.c (reader, waiters), _flusher.c and
+ * _log_files.c (the thread that writes to the disk) only. */
 #ifndef CPS_LOG_INSIDE_H
 #define CPS_LOG_INSIDE_H
 
@@ -136,5 +137,24 @@ uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline *
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
 
 void *cps_flusher_run(void *log);
+
+/* What the flusher does with files, in _log_files.c.  All of these: with the log's lock held, by the flusher. */
+
+static inline uint64_t cps_log_now(const cps_log *log) { return log->io->monotonic_ms(log->io->context); }
+
+static inline bool cps_log_is_power(const cps_log *log) { return log->config.durability == CPS_DURABILITY_POWER; }
+
+void cps_storage_failed(cps_log *log, int error); /* it is tried again, later and later */
+void cps_storage_full(cps_log *log);              /* until a segment goes */
+void cps_storage_works(cps_log *log);
+void cps_log_give_up(cps_log *log, cps_segment *segment);
+void cps_log_take_back(cps_log *log, cps_segment *segment);
+void cps_log_cut_off(cps_log *log);                                 /* lets the lock go */
+bool cps_log_sync_segment(cps_log *log, cps_segment *segment);      /* lets the lock go */
+CPS_MUST_CHECK enum cps_status cps_log_shrink_one(cps_log *log);    /* lets the lock go */
+bool cps_log_remove_one(cps_log *log);                              /* lets the lock go */
+uint64_t cps_log_confirmed(cps_log *log);
+cps_segment *cps_log_due_for_sync(cps_log *log, uint64_t now, bool all);
+
 
 #endif

@@ -59,6 +59,7 @@ SOURCES = (
     "cloudpubsub/_log_write.c",
     "cloudpubsub/_log_read.c",
     "cloudpubsub/_flusher.c",
+    "cloudpubsub/_log_files.c",
     "cloudpubsub/_window.c",
     "cloudpubsub/_wire.c",
     "tests/core/io_sim.c",

@@ -46,7 +46,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "a new segment's name is not made durable",
-        (("_flusher.c", "status = io->sync_directory(io->context, log->directory, &segment->error);",
+        (("_log_files.c", "status = io->sync_directory(io->context, log->directory, &segment->error);",
           "status = io == NULL ? CPS_IO : CPS_OK;"),),
         CUTS,
     ),
