@@ -33,21 +33,25 @@ static void settle_in_segments(cps_log *log, uint64_t from, uint64_t to, uint64_
     }
 }
 
-/* Nothing is pending, so what was published and what ended must agree.  They do, but where damage hid how much a file
- * held and an estimate was counted; now it shows.  What is still open was lost too and is reported. */
+/* No more can have ended than was published, and where nothing is pending, no less.  It is so, but where damage hid how
+ * much a file held and an estimate was counted, or a footer said too little; now it shows.  What is still open at the end
+ * was lost too and is reported. */
 static void balance(cps_log *log, const cps_produced *produced) {
     cps_settled *s = &log->settled;
     uint64_t ended = s->acked_messages + s->dropped_messages + s->dead_messages + produced->refused;
     uint64_t ended_bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced->refused_bytes;
+    bool drained = s->head == produced->published;
+    if (!drained && ended <= produced->messages && ended_bytes <= produced->bytes) return;
     if (ended == produced->messages && ended_bytes == produced->bytes) return;
-    uint64_t lost = produced->messages > ended ? produced->messages - ended : 0;
-    uint64_t lost_bytes = produced->bytes > ended_bytes ? produced->bytes - ended_bytes : 0;
+    uint64_t lost = drained && produced->messages > ended ? produced->messages - ended : 0;
+    uint64_t lost_bytes = drained && produced->bytes > ended_bytes ? produced->bytes - ended_bytes : 0;
     uint64_t over = ended > produced->messages ? ended - produced->messages : 0;
     uint64_t over_bytes = ended_bytes > produced->bytes ? ended_bytes - produced->bytes : 0;
     uint64_t back = smaller(over, log->estimated_messages), back_bytes = smaller(over_bytes, log->estimated_bytes);
     s->dropped_messages += lost - back;
     s->dropped_bytes += lost_bytes - back_bytes;
-    log->estimated_messages = log->estimated_bytes = 0;
+    log->estimated_messages = drained ? 0 : log->estimated_messages - back;
+    log->estimated_bytes = drained ? 0 : log->estimated_bytes - back_bytes;
     cps_ring_correct(log->ring, over - back, over_bytes - back_bytes);
     if (lost > 0) cps_log_lose(log, s->head, s->head, lost, lost_bytes, CPS_REASON_DAMAGED);
 }
@@ -66,7 +70,7 @@ void cps_log_commit(cps_log *log) {
     cps_produced produced;
     cps_settled *s = &log->settled;
     cps_shared_read_produced(log->home.shared, &produced);
-    if (s->head == produced.published) balance(log, &produced);
+    balance(log, &produced);
     CPS_CRASH_POINT("commit-begin");
     cps_shared_commit_settled(log->home.shared, s);
     CPS_CRASH_POINT("commit-settled");

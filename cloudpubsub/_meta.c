@@ -5,6 +5,7 @@
 
 #include "_bytes.h"
 #include "_crc32c.h"
+#include "_record.h"
 
 static const uint8_t magic[8] = {'C', 'P', 'S', 'M', 'E', 'T', 'A', '1'};
 
@@ -51,7 +52,9 @@ static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
 
 static bool slot_holds(const uint8_t slot[CPS_META_SLOT_BYTES]) {
     return memcmp(slot, magic, 8) == 0 &&
-           cps_load16(slot + AT_IDENTITY) <= CPS_META_IDENTITY_MAX &&
+           cps_load16(slot + AT_IDENTITY) <= CPS_META_IDENTITY_MAX && cps_load32(slot + 12) != UINT32_MAX &&
+           cps_load64(slot + 48) < CPS_NEXT_POSITION_MAX && cps_load64(slot + 48) % CPS_RECORD_ALIGN == 0 &&
+           cps_load64(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS) % CPS_RECORD_ALIGN == 0 && /* head */
            cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC);
 }
 

@@ -32,7 +32,9 @@ enum {
     CPS_RECORD_FLAGS_KNOWN = CPS_RECORD_RETAIN,
 };
 #define CPS_RECORD_PAD 0x80000000u
-#define CPS_POSITION_MAX 0x8000000000000000u /* positions lie below it */
+#define CPS_POSITION_MAX 0x7fff000000000000u     /* records lie below it, */
+#define CPS_NEXT_POSITION_MAX 0x7fff800000000000u /* and what was reserved for them below this */
+#define CPS_EPOCH_MAX 0xff000000u /* epochs of records lie below it; no spool is opened so often */
 #define CPS_RECORD_LENGTH_MAX 0x10000000u /* 256 MiB, above what MQTT can carry */
 
 typedef struct cps_record {

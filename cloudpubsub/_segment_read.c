@@ -201,7 +201,7 @@ static bool parse_name(const char *name, cps_segment *segment) {
     int used = 0;
     if (sscanf(name, "%16llx-%8x-%8x.seg%n", &base, &epoch, &serial, &used) != 3) return false;
     if (used != 16 + 1 + 8 + 1 + 8 + 4 || name[used] != '\0' || base % CPS_RECORD_ALIGN != 0) return false;
-    if (base >= CPS_POSITION_MAX) return false;
+    if (base >= CPS_POSITION_MAX || epoch >= CPS_EPOCH_MAX) return false;
     segment->base = base;
     segment->epoch = epoch;
     segment->serial = serial;

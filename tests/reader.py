@@ -127,9 +127,11 @@ def _slot(data: bytes) -> Meta | None:
     version, epoch, sequence = struct.unpack_from("<IIQ", data, 8)
     generation, next_position = struct.unpack_from("<QQ", data, 40)
     (length,) = struct.unpack_from("<H", data, 512)
-    if version != 1 or length > 1024:
+    if version != 1 or length > 1024 or epoch == 2**32 - 1 or next_position >= 2**63 - 2**47 or next_position % 8 != 0:
         return None
     words = struct.unpack_from("<18Q", data, 64)
+    if words[5] % 8 != 0:
+        return None
     ledger = struct.unpack_from("<19Q", data, 256)
     totals = tuple(zip(ledger[0:16:2], ledger[1:16:2], strict=True))
     losses = []
@@ -156,7 +158,7 @@ _Parsed = tuple["bytes | None", "tuple[int, int, int] | None", "list[Place]", "l
 
 @lru_cache(maxsize=256)  # tests look at the same bytes again and again
 def _parsed(base: int, epoch: int, data: bytes) -> _Parsed | None:
-    if base % 8 != 0 or len(data) <= SEGMENT_HEADER:
+    if base % 8 != 0 or base >= 2**63 - 2**48 or epoch >= 0xFF000000 or len(data) <= SEGMENT_HEADER:
         return None
     header = data[:SEGMENT_HEADER]
     whole = header[:8] == b"CPSSEGM1" and struct.unpack_from("<I", header, 124)[0] == crc32c(header[:124])

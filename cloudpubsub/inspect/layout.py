@@ -62,6 +62,9 @@ _SEGMENT_MAGIC = b"CPSSEGM1"
 _FOOTER_MAGIC = b"CPSFOOT1"
 _META_MAGIC = b"CPSMETA1"
 _VERSION = 1
+_POSITION_MAX = 2**63 - 2**48  # what bounds names and meta files; see docs/format.md
+_NEXT_POSITION_MAX = 2**63 - 2**47
+_EPOCH_MAX = 0xFF000000
 
 #: Why messages ended without an acknowledgement, by code.
 REASONS = (
@@ -128,7 +131,8 @@ class SegmentName(NamedTuple):
         if found is None:
             return None
         base, epoch, serial = (int(part, 16) for part in found.groups())
-        return cls(base, epoch, serial) if base % ALIGN == 0 else None
+        is_ours = base % ALIGN == 0 and base < _POSITION_MAX and epoch < _EPOCH_MAX
+        return cls(base, epoch, serial) if is_ours else None
 
     def __str__(self) -> str:
         return f"{self.base:016x}-{self.epoch:08x}-{self.serial:08x}.seg"
@@ -359,7 +363,8 @@ class Meta:
             return None
         if version != _VERSION:
             raise ValueError(f"format version {version} is not known")
-        if identity_bytes > IDENTITY_MAX:
+        is_possible = next_position < _NEXT_POSITION_MAX and next_position % ALIGN == words[5] % ALIGN == 0
+        if identity_bytes > IDENTITY_MAX or epoch == 0xFFFFFFFF or not is_possible:
             return None
         ledger_words = struct.unpack_from(f"<{_LEDGER_HEAD_WORDS}Q", slot, _AT_LEDGER) + struct.unpack_from(
             f"<{LEDGER_WORDS - _LEDGER_HEAD_WORDS}Q", slot, _AT_LOSSES

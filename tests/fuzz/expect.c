@@ -120,7 +120,7 @@ enum fuzz_clarity fuzz_expect(const fuzz_spool *spool, const uint8_t id[16], fuz
     uint64_t reached = 0;
     enum fuzz_clarity clarity = FUZZ_CLEAR;
     for (const fuzz_file *file = NULL; (file = next_by_name(spool, file)) != NULL;) {
-        if (file->is_renamed || file->base % 8 != 0 || file->base >= POSITION_END || file->epoch == UINT32_MAX)
+        if (file->is_renamed || file->base % 8 != 0 || file->base >= POSITION_END || file->epoch >= 0xff000000u)
             return FUZZ_UNCLEAR;
         if (file->is_folder || file->size <= HEADER_BYTES || is_foreign(file, id)) continue;
         size_t before = out->count;
