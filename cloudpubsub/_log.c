@@ -304,7 +304,9 @@ static void balance_counters(cps_log *log, bool adopted) {
         uint64_t start = produced.published;
         produced = log->meta.produced;
         produced.published = start;
-        if (!log->meta.clean) {
+        uint64_t ended = s->acked_messages + s->dropped_messages + s->dead_messages + produced.refused;
+        uint64_t ended_bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced.refused_bytes;
+        if (!log->meta.clean || ended > produced.messages || ended_bytes > produced.bytes) {
             uint64_t messages, bytes;
             pending_on_disk(log, &messages, &bytes);
             produced.messages = s->acked_messages + s->dropped_messages + s->dead_messages + produced.refused + messages;

@@ -11,6 +11,8 @@ static const uint8_t magic[8] = {'C', 'P', 'S', 'M', 'E', 'T', 'A', '1'};
 
 enum { AT_WORDS = 64, AT_LEDGER = 256, AT_IDENTITY = 512, AT_ENTRIES = 1600, AT_CRC = CPS_META_SLOT_BYTES - 4 };
 
+#define CPS_COUNT_MAX 0x0800000000000000u /* 2^59: no counter comes near */
+
 _Static_assert(AT_WORDS + 8 * (CPS_PRODUCED_WORDS + CPS_SETTLED_WORDS) <= AT_LEDGER, "counters reach the ledger");
 _Static_assert(AT_LEDGER + 8 * CPS_LEDGER_HEAD_WORDS <= AT_IDENTITY, "the ledger reaches the identity");
 _Static_assert(AT_ENTRIES + 40 * CPS_LEDGER_ENTRIES <= AT_CRC, "the losses reach the checksum");
@@ -50,12 +52,21 @@ static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
     cps_store32(slot + AT_CRC, cps_crc32c(0, slot, AT_CRC));
 }
 
+/* Could a log have written these?  The rest of the core counts on it. */
+static bool is_possible(const uint8_t slot[CPS_META_SLOT_BYTES]) {
+    const uint8_t *settled = slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS;
+    uint64_t next = cps_load64(slot + 48), head = cps_load64(settled);
+    if (cps_load16(slot + AT_IDENTITY) > CPS_META_IDENTITY_MAX || cps_load32(slot + 12) == UINT32_MAX) return false;
+    if (next >= CPS_NEXT_POSITION_MAX || next % CPS_RECORD_ALIGN != 0 || head % CPS_RECORD_ALIGN != 0) return false;
+    for (unsigned i = 1; i < CPS_PRODUCED_WORDS; i++) /* all but `published` */
+        if (cps_load64(slot + AT_WORDS + 8 * (size_t)i) >= CPS_COUNT_MAX) return false;
+    for (unsigned i = 3; i < 9; i++) /* messages and bytes that have ended */
+        if (cps_load64(settled + 8 * (size_t)i) >= CPS_COUNT_MAX) return false;
+    return true;
+}
+
 static bool slot_holds(const uint8_t slot[CPS_META_SLOT_BYTES]) {
-    return memcmp(slot, magic, 8) == 0 &&
-           cps_load16(slot + AT_IDENTITY) <= CPS_META_IDENTITY_MAX && cps_load32(slot + 12) != UINT32_MAX &&
-           cps_load64(slot + 48) < CPS_NEXT_POSITION_MAX && cps_load64(slot + 48) % CPS_RECORD_ALIGN == 0 &&
-           cps_load64(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS) % CPS_RECORD_ALIGN == 0 && /* head */
-           cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC);
+    return memcmp(slot, magic, 8) == 0 && cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC) && is_possible(slot);
 }
 
 static void decode(const uint8_t slot[CPS_META_SLOT_BYTES], cps_meta *meta) {

@@ -221,9 +221,11 @@ static bool load_footer(cps_segment *segment, uint64_t file_bytes, int *error) {
     uint64_t end = cps_load64(footer + 16);
     if (end < segment->base || end - segment->base != at - CPS_SEGMENT_HEADER_BYTES) return false;
     if (end % CPS_RECORD_ALIGN != 0 || end >= CPS_POSITION_MAX) return false;
+    uint64_t messages = cps_load64(footer + 24), message_bytes = cps_load64(footer + 32);
+    if (message_bytes > end - segment->base || messages > message_bytes / CPS_RECORD_HEADER_BYTES) return false;
     segment->end = end;
-    segment->messages = cps_load64(footer + 24);
-    segment->message_bytes = cps_load64(footer + 32);
+    segment->messages = messages;
+    segment->message_bytes = message_bytes;
     return true;
 }
 
@@ -275,8 +277,8 @@ enum cps_status cps_segment_load(const cps_io *io, const char *directory, const 
             segment->synced_end = segment->base;
             segment->unsynced_since_ms = io->monotonic_ms(io->context);
             status = scan_records(segment, data_bytes & ~(uint64_t)(CPS_RECORD_ALIGN - 1), scratch, scan, error);
-            if (status == CPS_OK && segment->end == segment->base) status = CPS_EMPTY;
         }
+        if (status == CPS_OK && segment->end == segment->base) status = CPS_EMPTY;
     }
     if (status == CPS_OK) {
         segment->named = segment->sealed;

@@ -130,7 +130,7 @@ def _slot(data: bytes) -> Meta | None:
     if version != 1 or length > 1024 or epoch == 2**32 - 1 or next_position >= 2**63 - 2**47 or next_position % 8 != 0:
         return None
     words = struct.unpack_from("<18Q", data, 64)
-    if words[5] % 8 != 0:
+    if words[5] % 8 != 0 or any(count >= 2**59 for count in (*words[1:5], *words[8:14])):
         return None
     ledger = struct.unpack_from("<19Q", data, 256)
     totals = tuple(zip(ledger[0:16:2], ledger[1:16:2], strict=True))
@@ -177,7 +177,8 @@ def _footer(data: bytes, base: int, epoch: int) -> tuple[int, int, int] | None:
     its_base, end, messages, size, its_epoch = struct.unpack_from("<QQQQI", footer, 8)
     if struct.unpack_from("<I", footer, 60)[0] != crc32c(footer[:60]) or (its_base, its_epoch) != (base, epoch):
         return None
-    return (end, messages, size) if end - base == len(data) - SEGMENT_HEADER - FOOTER else None
+    is_possible = messages <= size // 32 and size <= end - base == len(data) - SEGMENT_HEADER - FOOTER
+    return (end, messages, size) if is_possible else None
 
 
 def _records(

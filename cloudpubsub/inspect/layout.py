@@ -65,6 +65,7 @@ _VERSION = 1
 _POSITION_MAX = 2**63 - 2**48  # what bounds names and meta files; see docs/format.md
 _NEXT_POSITION_MAX = 2**63 - 2**47
 _EPOCH_MAX = 0xFF000000
+_COUNT_MAX = 2**59
 
 #: Why messages ended without an acknowledgement, by code.
 REASONS = (
@@ -190,7 +191,8 @@ class Footer(NamedTuple):
     def fits(self, name: SegmentName, file_bytes: int) -> bool:
         """Is it the footer of a file of this name and size?"""
         data_bytes = file_bytes - HEADER_BYTES - FOOTER_BYTES
-        return (self.base, self.epoch, self.end) == (name.base, name.epoch, name.base + data_bytes)
+        is_possible = self.message_bytes <= data_bytes and self.messages <= self.message_bytes // RECORD_HEADER_BYTES
+        return is_possible and (self.base, self.epoch, self.end) == (name.base, name.epoch, name.base + data_bytes)
 
 
 def looks_like_footer(data: bytes, name: SegmentName) -> bool:
@@ -364,6 +366,7 @@ class Meta:
         if version != _VERSION:
             raise ValueError(f"format version {version} is not known")
         is_possible = next_position < _NEXT_POSITION_MAX and next_position % ALIGN == words[5] % ALIGN == 0
+        is_possible = is_possible and all(count < _COUNT_MAX for count in (*words[1:5], *words[8:14]))
         if identity_bytes > IDENTITY_MAX or epoch == 0xFFFFFFFF or not is_possible:
             return None
         ledger_words = struct.unpack_from(f"<{_LEDGER_HEAD_WORDS}Q", slot, _AT_LEDGER) + struct.unpack_from(
