@@ -114,8 +114,8 @@ class Client:
     def start(self) -> None:
         """Start connecting; returns at once.  Further calls do nothing.
 
-        With `connect_first` it waits for the first attempt, at most `connect_timeout` seconds, and raises ConnectError
-        (the client is closed then) if that fails.
+        With `connect_first` it waits until one of the addresses has accepted the connection, at most `connect_timeout`
+        seconds for each and the pauses between them, and raises ConnectError (the client is closed then) if none has.
         """
         self._check_open()
         with self._lock:
@@ -128,11 +128,23 @@ class Client:
         self._publisher.start()
         self._start_subscriber()
         if self.options.connect_first:
-            self._publisher.first_attempt.wait(self.options.connect_timeout + 1)
+            many = len(self.options.addresses)
+            pauses_s = (many - 1) * self.options.reconnect_max
+            self._publisher.first_attempt.wait(many * self.options.connect_timeout + pauses_s + 1)
             if not self._publisher.is_up:
                 error = self._publisher.last_error or "timed out"
                 self.close(1.0)
                 raise ConnectError(f"{', '.join(address.url for address in self.options.addresses)}: {error}")
+
+    def network_changed(self) -> None:
+        """Try to connect at once, where a connection is down and waits before its next attempt.
+
+        For whoever knows that the network is back: a modem's script, a hook of the operating system.  Does nothing for
+        connections that are up; may be called from any thread, as often as you like, and returns at once.
+        """
+        self._check_open()
+        self._publisher.hurry()
+        self._subscriber.hurry()
 
     def _start_subscriber(self) -> None:
         """The subscribe connection opens with the first subscription."""

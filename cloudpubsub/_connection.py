@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Ended"]
 
 _PINGREQ = b"\xc0\x00"
-_STABLE_S = 5.0  # a connection that lasted this long was a good one: the next delay is short again
+_KICKED_S = 30.0  # closed by the broker within this time of CONNACK,
+_KICKS = 3  # so often in a row: somebody else may have taken our client id
 _WRITES = 4  # batches written before the socket is read again
 _READS = 64  # reads before what they brought is worked off
 _READ_BYTES = 64 * 1024
@@ -54,6 +55,13 @@ _REFUSED = {
 
 class Ended(Exception):
     """The connection, or the attempt to make it, is over; the text says why."""
+
+
+class ClosedByBroker(Ended):
+    """By it, or by somebody on the way to it."""
+
+    def __init__(self) -> None:
+        super().__init__("closed by the broker")
 
 
 class Connection(ABC):
@@ -95,6 +103,9 @@ class Connection(ABC):
         self._stopping = False  # set by any thread
         self._abandoned: list[Attempt] = []
         self._next_address = 0
+        self._failures = 0  # attempts that failed before the first connection
+        self._kicks = 0  # connections in a row that the broker closed soon
+        self._hurry = False  # set by any thread
         self._control: Control | None = None
         self._alive = KeepAlive(options.keep_alive)
         self._pending: memoryview | None = None  # being written
@@ -105,7 +116,7 @@ class Connection(ABC):
         self.connects = 0
         self.malformed = 0
         self.last_error = ""
-        #: Set when the first attempt has ended, either way; `is_up` and `last_error` say how.
+        #: Set at the first connection, or when every address was tried once; `is_up` and `last_error` say which.
         self.first_attempt = threading.Event()
 
     # ---- for other threads ----
@@ -123,6 +134,11 @@ class Connection(ABC):
         with self._wake_lock:
             if self._own_wake_fd >= 0:
                 os.eventfd_write(self._own_wake_fd, 1)
+
+    def hurry(self) -> None:
+        """Cut the pause before the next attempt to connect short, also that after an attempt that is being made."""
+        self._hurry = True
+        self.wake()
 
     def _close_wake(self) -> None:
         with self._wake_lock:
@@ -155,6 +171,10 @@ class Connection(ABC):
     @abstractmethod
     def _open(self, address_index: int, timeout_s: float) -> Control:
         """Connect TCP and TLS; runs on a helper thread."""
+
+    @abstractmethod
+    def _has_carried(self) -> bool:
+        """Whether the broker has acknowledged something on this connection."""
 
     @abstractmethod
     def _restart(self) -> None:
@@ -229,15 +249,19 @@ class Connection(ABC):
             up_since_s = time.monotonic()
             self._went_up(control, address.url)
             self._serve(control)
-            reason = "closed"
+            reason, was_closed = "closed", False
         except Ended as exc:
-            reason = str(exc)
+            reason, was_closed = str(exc), isinstance(exc, ClosedByBroker)
         except Exception as exc:
             # A bug or a surprise of the network must not end the thread: this connection is over, the next may do.
-            reason = explain(exc)
+            reason, was_closed = explain(exc), isinstance(exc, ConnectionError)
             if not isinstance(exc, OSError):
                 self._say_surprise(exc)
-        was_good = up_since_s is not None and time.monotonic() - up_since_s >= _STABLE_S
+        lasted_s = -1.0 if up_since_s is None else time.monotonic() - up_since_s
+        self._kicks = self._kicks + 1 if was_closed and 0 <= lasted_s < _KICKED_S else 0
+        if self._kicks >= _KICKS:
+            reason += f", again and again soon after accepting us: does another client use the id {self._client_id!r}?"
+        was_good = lasted_s >= self._options.min_stable and self._has_carried()
         if was_good:
             self._backoff.reset()
         # The addresses are an order of preference: one that proved itself sends us back to the first.
@@ -245,7 +269,8 @@ class Connection(ABC):
         self._went_down(reason, address.url)
         if not self._stopping:
             deadline_s = time.monotonic() + self._backoff.next_s()
-            self._wait_offline(lambda: self._stopping, deadline_s)
+            self._wait_offline(lambda: self._stopping or self._hurry, deadline_s)
+            self._hurry = False
 
     def _say_surprise(self, exc: Exception) -> None:
         if not self._stopping:  # then the log that it wanted to use was closed under it
@@ -269,8 +294,11 @@ class Connection(ABC):
             self._log.log(logging.WARNING, f"down {reason}", "%s: %s: %s", self._name, url, reason)
         self._lost()
         if was_up:
+            self._hurry = False  # what was heard while the connection was up is old
             self._on_down(reason)
-        self.first_attempt.set()
+        self._failures += 1
+        if self._failures >= len(self._options.addresses):
+            self.first_attempt.set()
 
     def _wait_offline(self, is_over: Callable[[], bool], deadline_s: float) -> None:
         """Until `is_over`, of which `wake` tells, or the deadline; calls of `wake` are served."""
@@ -300,7 +328,7 @@ class Connection(ABC):
         self._read_waits_for_write = False
         self._loop(control, lambda: self._stopping or self._inbound.connack >= 0, deadline_s)
         if self._inbound.connack > 0:
-            raise Ended(self._closed_reason())
+            raise self._closed()
         if self._inbound.connack < 0:
             raise Ended("closed" if self._stopping else "no CONNACK in time")
         return control
@@ -371,15 +399,15 @@ class Connection(ABC):
                 elif wants_to_read and (event & ~select.POLLOUT or self._read_waits_for_write):
                     self._read(control)
                 elif event & (select.POLLHUP | select.POLLERR):
-                    raise Ended("closed by the broker")  # what it still sent will be sent again
+                    raise ClosedByBroker()  # what it still sent will be sent again
             if control.is_closed:
-                raise Ended(self._closed_reason())
+                raise self._closed()
             # Only now, when all that had come is read: this process may have been stopped for a while.
             self._check_alive(time.monotonic())
 
-    def _closed_reason(self) -> str:
+    def _closed(self) -> Ended:
         code = self._inbound.connack
-        return _REFUSED.get(code, f"refused: code {code}") if code > 0 else "closed by the broker"
+        return Ended(_REFUSED.get(code, f"refused: code {code}")) if code > 0 else ClosedByBroker()
 
     def _sleep_ms(self, now_s: float, deadline_s: float | None, can_write: bool) -> float:
         """How long nothing is to be done, if there is no event."""
@@ -477,7 +505,7 @@ class Connection(ABC):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         self._work_off(control)
         if isinstance(error, (Ended, ssl.SSLEOFError)):
-            raise Ended(self._closed_reason())
+            raise self._closed()
         if error is not None:
             raise error
 

@@ -125,7 +125,10 @@ class Options:
     #: Seconds between attempts to connect: from `reconnect_min`, doubling with jitter, never above `reconnect_max`.
     reconnect_min: float = setting(Seconds(0.001, _DAY_S), 1.0)
     reconnect_max: float = setting(Seconds(0.001, _DAY_S), 60.0)
-    #: True: start() raises ConnectError if the first connection fails.  False: it starts offline and keeps trying.
+    #: Seconds that a connection must have lasted, and carried an acknowledgement, before the next delay is short again.
+    min_stable: float = setting(Seconds(0, _DAY_S), 5.0)
+    #: True: start() raises ConnectError if no address takes the first connection.  False: it starts offline and keeps
+    #: trying.
     connect_first: bool = setting(Flag(), False)
 
     #: Seconds that the broker keeps subscriptions and messages for us while we are away; 0: not at all.  MQTT 3.1.1 can

@@ -202,6 +202,7 @@ def open_control(
     with_will: bool,
     timeout_s: float,
     on_suback: Callable[[int, list[int]], None] | None = None,
+    on_unsuback: Callable[[int], None] | None = None,
 ) -> Control:
     """Connect TCP and TLS and queue CONNECT.  Blocks; asks for credentials and reads certificates anew.
 
@@ -222,6 +223,12 @@ def open_control(
             on_suback(mid, [int(code.value) for code in codes])
 
         control.on_subscribe = note
+    if on_unsuback is not None:
+
+        def note_end(_client: Any, _userdata: Any, mid: int, _codes: Any, _properties: Any) -> None:
+            on_unsuback(mid)
+
+        control.on_unsubscribe = note_end
     username, password = options.credentials()
     if username is not None:
         control.username_pw_set(username, password)

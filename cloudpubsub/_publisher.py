@@ -56,6 +56,7 @@ class Publisher(Connection):
         self._head = -1  # of the log, when last looked at,
         self._head_moved_s = 0.0  # and when it was last found to have moved
         self._read_again_s = 0.0
+        self._was_acked = False  # on this connection
         self._rate = options.max_publish_rate
         self._tokens = 0.0
         self._tokens_at_s = 0.0
@@ -77,8 +78,12 @@ class Publisher(Connection):
             timeout_s=timeout_s,
         )
 
+    def _has_carried(self) -> bool:
+        return self._was_acked
+
     def _restart(self) -> None:
         self._sender.restart()
+        self._was_acked = False
         self._head_moved_s = time.monotonic()
         self._note_inflight()
 
@@ -152,6 +157,7 @@ class Publisher(Connection):
         reported, settled, control = self._sender.take(self._reports)
         self._note_inflight()
         if settled:
+            self._was_acked = True
             self._note_head()
             self.acked.set()
         if reported:

@@ -94,6 +94,9 @@ class Subscriber(Connection):
         self._refused: dict[str, int] = {}
         self._is_over = False
         self._packets: dict[int, list[str]] = {}  # SUBSCRIBE packets without SUBACK; this thread's own
+        # UNSUBSCRIBE packets without UNSUBACK; this thread's own.
+        self._unsubscribing: dict[int, str] = {}
+        self._was_answered = False  # a SUBACK or UNSUBACK came on this connection
         self._unacknowledged = 0  # messages of this connection; this thread's own
         #: Read by any thread.
         self.received = 0
@@ -149,10 +152,15 @@ class Subscriber(Connection):
             with_will=False,
             timeout_s=timeout_s,
             on_suback=self._note_suback,
+            on_unsuback=self._note_unsuback,
         )
+
+    def _has_carried(self) -> bool:
+        return self._was_answered
 
     def _restart(self) -> None:
         self._receiver.restart()
+        self._was_answered = False
         self._generation += 1
         self._held.clear()
         self._is_behind = False
@@ -167,7 +175,7 @@ class Subscriber(Connection):
             dropped = [name for name in dict.fromkeys(self._requests) if name not in self._waiting]
             self._requests.clear()
         for topic_filter in dropped:
-            control.unsubscribe(topic_filter)
+            self._send_unsubscribe(control, topic_filter)
         self._send_subscribe(control, filters)
 
     def _expect_all(self) -> list[str]:
@@ -199,10 +207,21 @@ class Subscriber(Connection):
             if is_wanted:
                 self._send_subscribe(control, [topic_filter])
             else:
-                control.unsubscribe(topic_filter)
+                self._send_unsubscribe(control, topic_filter)
+
+    def _send_unsubscribe(self, control: Control, topic_filter: str) -> None:
+        _, mid = control.unsubscribe(topic_filter)
+        if mid is not None:
+            self._unsubscribing[mid] = topic_filter
+
+    def _note_unsuback(self, mid: int) -> None:
+        """Called by paho, on this thread."""
+        self._was_answered = True
+        self._unsubscribing.pop(mid, None)
 
     def _note_suback(self, mid: int, codes: list[int]) -> None:
         """Called by paho, on this thread."""
+        self._was_answered = True
         filters = self._packets.pop(mid, [])
         with self._changed:
             for topic_filter, code in zip(filters, codes, strict=False):
@@ -308,6 +327,9 @@ class Subscriber(Connection):
     def _lost(self) -> None:
         """The acknowledgements that are still to come are told apart by their generation."""
         self._expect_all()
+        with self._changed:  # whether the broker has heard of these, nobody knows: the session may outlive the link
+            self._requests.extendleft(self._unsubscribing.values())
+        self._unsubscribing.clear()
 
     def _woken(self) -> None:
         if self._control is None or not self.is_up:

@@ -40,7 +40,7 @@ def test_defaults_fit_a_small_gateway(tmp_path: Path) -> None:
         "session_expiry": 86_400, "clean_session": False, "handler_retries": 3, "handler_queue": 1_000,
         "on_handler_failure": "ack", "on_connect": None, "on_disconnect": None, "on_publish": None, "on_drop": None,
         "on_dead_letter": None, "addresses": (Address("mqtt", "broker.example", 1883, False),),
-        "client_id_derived": False, "adopt": False, "min_free_bytes": 16 << 20, "sync_bytes": None,
+        "client_id_derived": False, "adopt": False, "min_stable": 5.0, "min_free_bytes": 16 << 20, "sync_bytes": None,
     }  # fmt: skip
 
 
@@ -77,6 +77,7 @@ WRONG: dict[str, list[Any]] = {
     "connect_timeout": [0, None],
     "reconnect_min": [0, None, 61],
     "reconnect_max": [0, 86_401],
+    "min_stable": [-1, None, "5", 86_401],
     "connect_first": [1, "yes", None],
     "session_expiry": [-1, 1 << 32, 1.0],
     "clean_session": [1, "no"],

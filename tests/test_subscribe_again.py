@@ -83,7 +83,8 @@ def test_a_filter_taken_back_and_given_again_offline_is_subscribed() -> None:
         before = len(peer.of_type(SUBSCRIBE))
         peer.hang_up()
         assert peer.wait(SUBSCRIBE, before + 1)[-1].filters == ["stays"]
-        assert [packet.filters for packet in peer.wait(UNSUBSCRIBE, 1)] == [["goes"]]
+        # A wake that was under way may have sent it on the old connection too.
+        assert {tuple(packet.filters) for packet in peer.wait(UNSUBSCRIBE, 1)} == {("goes",)}
 
 
 def test_many_filters_go_in_packets_of_a_bounded_size() -> None:
