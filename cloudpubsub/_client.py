@@ -420,6 +420,8 @@ class Client:
             damaged_bytes=s["damaged_bytes"],
             uncertain=s["uncertain"],
             connected=pub.is_up,
+            publish_link=pub.state,
+            subscribe_link=sub.state,
             connects=pub.connects + sub.connects,
             reconnects=max(0, pub.connects - 1) + max(0, sub.connects - 1),
             last_error=pub.last_error or sub.last_error,

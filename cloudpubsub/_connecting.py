@@ -9,11 +9,19 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
+from typing import Literal
 
 from cloudpubsub._paho import Control
 
-__all__ = ["Attempt", "explain"]
+__all__ = ["Attempt", "LinkState", "explain", "state_after"]
+
+#: How a connection is: "up", "idle" (not wanted yet), or why it is not up, where that asks for somebody to act.
+LinkState = Literal["up", "idle", "down", "refused", "certificate expired", "certificate not accepted", "clock wrong"]
+
+_NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
+_NO_SOONER_S = 1_735_689_600  # 2025: a clock that says less was never set
 
 
 class Attempt:
@@ -77,6 +85,23 @@ class Attempt:
             control, self._control = self._control, None
         if control is not None:
             control.hang_up()
+
+
+def state_after(error: BaseException) -> LinkState:
+    """What a connection error says about what has to be done.
+
+    A certificate that is not valid yet speaks of a clock that is behind: gateways without a battery start in the past.
+    """
+    if not isinstance(error, ssl.SSLError):
+        return "down"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code == _NOT_YET_VALID or time.time() < _NO_SOONER_S:
+            return "clock wrong"
+        return "certificate expired" if error.verify_code == _EXPIRED else "certificate not accepted"
+    reason = error.reason or ""  # what the broker thinks of ours
+    if "CERTIFICATE_EXPIRED" in reason:
+        return "certificate expired"
+    return "certificate not accepted" if "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason) else "down"
 
 
 def explain(error: BaseException) -> str:

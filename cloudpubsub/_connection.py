@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cloudpubsub._backoff import Backoff
-from cloudpubsub._connecting import Attempt, explain
+from cloudpubsub._connecting import Attempt, LinkState, explain, state_after
 from cloudpubsub._keep_alive import KeepAlive
 from cloudpubsub._paho import WOULD_BLOCK, Control, waits_for
 from cloudpubsub._report import RateLimitedLog
@@ -44,6 +44,7 @@ _CONNECTORS = 2  # helper threads that may hang in name resolution at the same t
 _LINGER_S = 1.0  # for the broker to take our last packets and close
 _DRAIN_SHARE = 0.6  # of the time to stop: to wait for acknowledgements,
 _GOODBYE_SHARE = 0.9  # and to have said goodbye; the rest is for the thread to end
+_UNAVAILABLE = 3
 _REFUSED = {
     1: "refused: the broker does not speak this protocol version",
     2: "refused: client id rejected",
@@ -55,6 +56,10 @@ _REFUSED = {
 
 class Ended(Exception):
     """The connection, or the attempt to make it, is over; the text says why."""
+
+
+class Refused(Ended):
+    """CONNACK said no, for a reason that will not pass by itself."""
 
 
 class ClosedByBroker(Ended):
@@ -116,6 +121,7 @@ class Connection(ABC):
         self.connects = 0
         self.malformed = 0
         self.last_error = ""
+        self.state: LinkState = "idle"
         #: Set at the first connection, or when every address was tried once; `is_up` and `last_error` say which.
         self.first_attempt = threading.Event()
 
@@ -244,6 +250,7 @@ class Connection(ABC):
         """One connection, or the attempt to make it, and the pause after it."""
         address = self._options.addresses[self._next_address % len(self._options.addresses)]
         up_since_s: float | None = None
+        state: LinkState = "down"
         try:
             control = self._connect()
             up_since_s = time.monotonic()
@@ -252,9 +259,11 @@ class Connection(ABC):
             reason, was_closed = "closed", False
         except Ended as exc:
             reason, was_closed = str(exc), isinstance(exc, ClosedByBroker)
+            if isinstance(exc, Refused):
+                state = "refused"
         except Exception as exc:
             # A bug or a surprise of the network must not end the thread: this connection is over, the next may do.
-            reason, was_closed = explain(exc), isinstance(exc, ConnectionError)
+            reason, was_closed, state = explain(exc), isinstance(exc, ConnectionError), state_after(exc)
             if not isinstance(exc, OSError):
                 self._say_surprise(exc)
         lasted_s = -1.0 if up_since_s is None else time.monotonic() - up_since_s
@@ -266,7 +275,7 @@ class Connection(ABC):
             self._backoff.reset()
         # The addresses are an order of preference: one that proved itself sends us back to the first.
         self._next_address = 0 if was_good else self._next_address + 1
-        self._went_down(reason, address.url)
+        self._went_down(reason, state, address.url)
         if not self._stopping:
             deadline_s = time.monotonic() + self._backoff.next_s()
             self._wait_offline(lambda: self._stopping or self._hurry, deadline_s)
@@ -279,12 +288,12 @@ class Connection(ABC):
     def _went_up(self, control: Control, url: str) -> None:
         self._established(control)
         self.connects += 1
-        self.is_up = True
+        self.is_up, self.state = True, "up"
         self.first_attempt.set()
         self._on_up(url)
 
-    def _went_down(self, reason: str, url: str) -> None:
-        was_up, self.is_up = self.is_up, False
+    def _went_down(self, reason: str, state: LinkState, url: str) -> None:
+        was_up, self.is_up, self.state = self.is_up, False, state
         self._pending = None
         if self._control is not None:
             self._control.hang_up()
@@ -407,7 +416,10 @@ class Connection(ABC):
 
     def _closed(self) -> Ended:
         code = self._inbound.connack
-        return Ended(_REFUSED.get(code, f"refused: code {code}")) if code > 0 else ClosedByBroker()
+        if code <= 0:
+            return ClosedByBroker()
+        reason = _REFUSED.get(code, f"refused: code {code}")
+        return Ended(reason) if code == _UNAVAILABLE else Refused(reason)
 
     def _sleep_ms(self, now_s: float, deadline_s: float | None, can_write: bool) -> float:
         """How long nothing is to be done, if there is no event."""

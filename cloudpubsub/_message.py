@@ -187,6 +187,11 @@ class Stats:
     uncertain: tuple[int, int] | None
     #: Whether the publish connection is up.
     connected: bool
+    #: How the publish and the subscribe connection are: "up", "idle" (not wanted yet), or why not: "refused" (by the
+    #: broker: credentials, client id), "certificate expired" (the broker's or ours), "certificate not accepted",
+    #: "clock wrong" (of this machine: a certificate is not valid yet), "down" (anything that may pass by itself).
+    publish_link: str
+    subscribe_link: str
     #: Connections made, and those of them that came after a loss; both connections together.
     connects: int
     reconnects: int

@@ -42,6 +42,7 @@ def test_a_refusal_is_named_and_shows_no_password(tmp_path: Path, caplog: pytest
             client.publish("topic", b"")
             until(lambda: client.stats().last_error)
             assert client.stats().last_error == "refused: not authorised"
+            assert client.stats().publish_link == "refused"
             assert client.stats().connects == 0 and client.stats().acked == 0
         assert "wrong secret" not in caplog.text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import ssl
 import threading
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 import cloudpubsub
 from cloudpubsub.demo.relay import Relay
@@ -64,6 +67,46 @@ def test_a_certificate_for_another_host_is_refused(tls_files: TlsFiles, tmp_path
     with tls_broker(tmp_path, tls_files, certificate=other) as broker:
         error = refusal(tls_client(broker.tls_port, tmp_path, cloudpubsub.TLS(ca=tls_files.ca)))
         assert "certificate not accepted" in error and "Hostname mismatch" in error
+
+
+@pytest.mark.parametrize(
+    ("first_day", "last_day", "state"), [(-2, -1, "certificate expired"), (1, 2, "clock wrong")]
+)
+def test_a_certificate_out_of_its_time_is_named(first_day: int, last_day: int, state: str, tmp_path: Path) -> None:
+    now, authority = datetime.datetime.now(datetime.timezone.utc), trustme.CA()
+    days = [now + datetime.timedelta(days=day) for day in (first_day, last_day)]
+    issued = authority.issue_cert("localhost", not_before=days[0], not_after=days[1])
+    ca, both = tmp_path / "ca.pem", tmp_path / "both.pem"
+    authority.cert_pem.write_to_path(ca)
+    issued.private_key_and_cert_chain_pem.write_to_path(both)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+
+    def serve(connection: Connection) -> None:
+        try:
+            context.wrap_socket(connection.sock, server_side=True)
+        except OSError:
+            pass  # the client hung up, as it should
+
+    with FakeBroker(serve) as broker:
+        client = tls_client(broker.port, tmp_path, cloudpubsub.TLS(ca=str(ca)))
+        with client:
+            until(lambda: client.stats().publish_link == state)
+            assert client.stats().last_error.startswith("TLS: certificate not accepted: certificate")
+            assert client.stats().subscribe_link == "idle"
+
+
+def test_a_client_certificate_that_has_expired_is_named(tls_files: TlsFiles, tmp_path: Path) -> None:
+    now, authority = datetime.datetime.now(datetime.timezone.utc), trustme.CA()
+    issued = authority.issue_cert("client@x", not_after=now - datetime.timedelta(days=1))
+    ca, both = tmp_path / "ca.pem", tmp_path / "both.pem"
+    authority.cert_pem.write_to_path(ca)
+    issued.private_key_and_cert_chain_pem.write_to_path(both)
+    files = dataclasses.replace(tls_files, ca=str(ca))
+    with tls_broker(tmp_path, files, require_certificate=True) as broker:
+        tls = cloudpubsub.TLS(ca=tls_files.ca, cert=str(both))
+        with tls_client(broker.tls_port, tmp_path, tls) as client:
+            until(lambda: client.stats().publish_link == "certificate expired")
 
 
 def test_insecure_accepts_any_certificate(tls_files: TlsFiles, tmp_path: Path) -> None:
