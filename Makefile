@@ -5,6 +5,7 @@
 # make killtest  a simulated kill at every instruction that matters, and thousands of random ones beside a real broker;
 #                for minutes (KILL_ROUNDS=20)
 # make powercut  simulated power cuts, hundreds of thousands of them (CUT_SEEDS=50000)
+# make soak      overload against a small quota, with the disk looked at all the time (SOAK_SECONDS=300)
 # make lint      ruff, mypy, and the C core with every warning an error
 # make bench     what the README's numbers come from
 # make fuzz      fuzzing of what reads bytes from outside, for an hour a target, or FUZZ_SECONDS
@@ -46,7 +47,7 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-all bench lint sanitize killtest powercut fuzz fuzz-quick fuzz-clang clean mosquitto
+.PHONY: demo test test-all bench lint sanitize killtest powercut soak fuzz fuzz-quick fuzz-clang clean mosquitto
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -157,6 +158,10 @@ sanitize: $(VENV)/.test
 KILL_ROUNDS ?= 20
 killtest: $(VENV)/.test mosquitto
 	CLOUDPUBSUB_KILL_ROUNDS=$(KILL_ROUNDS) $(BIN)/python -m pytest -s tests/core/test_kill_points.py tests/test_publish_kill.py
+
+SOAK_SECONDS ?= 300
+soak: $(VENV)/.test
+	CLOUDPUBSUB_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest tests/test_disks_vanishing.py -k quota
 
 CUT_SEEDS ?= 50000
 powercut: $(VENV)/.test
