@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct names {
     char (*name)[CPS_SEGMENT_NAME_BYTES];
@@ -149,10 +150,15 @@ bool cps_store_identify(const cps_io *io, const char *directory, uint8_t spool_i
     names list;
     int ignored; /* a folder that cannot be listed is reported by cps_store_recover */
     bool known = false;
+    size_t lead = 0; /* most files decide (the majority vote of Boyer and Moore): a stray one may lie among them */
     if (list_names(io, directory, &list, &ignored) == CPS_OK) {
         for (size_t i = 0; i < list.count; i++) {
+            uint8_t id[16];
             uint32_t found;
-            if (!cps_segment_identify(io, directory, list.name[i], spool_id, &found)) continue;
+            if (!cps_segment_identify(io, directory, list.name[i], id, &found)) continue;
+            if (lead == 0) memcpy(spool_id, id, sizeof id);
+            if (memcmp(spool_id, id, sizeof id) == 0) lead++;
+            else lead--;
             if (!known || found > *epoch) *epoch = found;
             known = true;
         }

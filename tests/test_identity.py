@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cloudpubsub import Client, IdentityError, Spool
 from tests.brokers import Mosquitto
 from tests.collector import Collector
 from tests.publishing import LIMIT, client_to, number_of, publish_numbers
+from tests.spools import COUNT, make, read_all
 
 NOBODY = 1
 
@@ -63,3 +65,16 @@ def test_a_changed_broker_address_loses_nothing(mosquitto: Mosquitto, tmp_path: 
             assert client.flush(LIMIT) == 0
         collector.wait_for(10, LIMIT)
         assert collector.arrivals() == list(range(10))
+
+
+def test_a_stray_file_of_another_spool_does_not_take_over_one_that_lost_its_meta_file(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    make(ours, acked=0)
+    make(other, count=3 * COUNT, acked=2 * COUNT)  # its positions, and so its file names, are higher
+    stray = max((other / "log").iterdir())
+    assert stray.name > max((ours / "log").iterdir()).name
+    shutil.copy(stray, ours / "log")
+    (ours / "meta").unlink()
+    with Spool(ours) as spool:
+        assert len(read_all(spool)) == COUNT
+    assert (ours / "log" / stray.name).read_bytes() == stray.read_bytes()
