@@ -222,7 +222,8 @@ static bool load_footer(cps_segment *segment, uint64_t file_bytes, int *error) {
     if (end < segment->base || end - segment->base != at - CPS_SEGMENT_HEADER_BYTES) return false;
     if (end % CPS_RECORD_ALIGN != 0 || end >= CPS_POSITION_MAX) return false;
     uint64_t messages = cps_load64(footer + 24), message_bytes = cps_load64(footer + 32);
-    if (message_bytes > end - segment->base || messages > message_bytes / CPS_RECORD_HEADER_BYTES) return false;
+    /* Damage of a few bytes may have been counted as a message, so no more can be asked. */
+    if (message_bytes > end - segment->base || messages > message_bytes / CPS_RECORD_ALIGN) return false;
     segment->end = end;
     segment->messages = messages;
     segment->message_bytes = message_bytes;

@@ -177,7 +177,7 @@ def _footer(data: bytes, base: int, epoch: int) -> tuple[int, int, int] | None:
     its_base, end, messages, size, its_epoch = struct.unpack_from("<QQQQI", footer, 8)
     if struct.unpack_from("<I", footer, 60)[0] != crc32c(footer[:60]) or (its_base, its_epoch) != (base, epoch):
         return None
-    is_possible = messages <= size // 32 and size <= end - base == len(data) - SEGMENT_HEADER - FOOTER
+    is_possible = messages <= size // 8 and size <= end - base == len(data) - SEGMENT_HEADER - FOOTER
     return (end, messages, size) if is_possible else None
 
 

@@ -191,7 +191,7 @@ class Footer(NamedTuple):
     def fits(self, name: SegmentName, file_bytes: int) -> bool:
         """Is it the footer of a file of this name and size?"""
         data_bytes = file_bytes - HEADER_BYTES - FOOTER_BYTES
-        is_possible = self.message_bytes <= data_bytes and self.messages <= self.message_bytes // RECORD_HEADER_BYTES
+        is_possible = self.message_bytes <= data_bytes and self.messages <= self.message_bytes // ALIGN
         return is_possible and (self.base, self.epoch, self.end) == (name.base, name.epoch, name.base + data_bytes)
 
 

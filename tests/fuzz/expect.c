@@ -64,7 +64,7 @@ static size_t sealed_end(const fuzz_file *file) {
     const uint8_t *footer = file->bytes + at;
     if (memcmp(footer, "CPSFOOT1", 8) != 0 || !covers(footer, FOOTER_BYTES - 4)) return 0;
     if (cps_load64(footer + 8) != file->base || cps_load32(footer + 40) != file->epoch) return 0;
-    if (cps_load64(footer + 32) > at - HEADER_BYTES || cps_load64(footer + 24) > cps_load64(footer + 32) / RECORD_BYTES)
+    if (cps_load64(footer + 32) > at - HEADER_BYTES || cps_load64(footer + 24) > cps_load64(footer + 32) / 8)
         return 0; /* no file of this size holds that much */
     return cps_load64(footer + 16) == file->base + at - HEADER_BYTES && at % 8 == 0 ? at : 0;
 }
