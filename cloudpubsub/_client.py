@@ -307,7 +307,7 @@ class Client:
         with self._lock:
             lost = self._lost()
             told, self._losses_told = self._losses_told, lost
-        return lost - told
+        return max(0, lost - told)  # what an estimate had counted too much may have been taken back
 
     def wait_synced(self, position: int, timeout: float | None = None) -> None:
         """Write the log up to and including the message at `position` to the disk and sync it.

@@ -95,10 +95,11 @@ def state_after(error: BaseException) -> LinkState:
     if not isinstance(error, ssl.SSLError):
         return "down"
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code == _NOT_YET_VALID or time.time() < _NO_SOONER_S:
+        code = getattr(error, "verify_code", 0)  # OpenSSL's; an error that Python code made has none
+        if code == _NOT_YET_VALID or time.time() < _NO_SOONER_S:
             return "clock wrong"
-        return "certificate expired" if error.verify_code == _EXPIRED else "certificate not accepted"
-    reason = error.reason or ""  # what the broker thinks of ours
+        return "certificate expired" if code == _EXPIRED else "certificate not accepted"
+    reason = getattr(error, "reason", None) or ""  # what the broker thinks of ours
     if "CERTIFICATE_EXPIRED" in reason:
         return "certificate expired"
     return "certificate not accepted" if "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason) else "down"
@@ -107,9 +108,9 @@ def state_after(error: BaseException) -> LinkState:
 def explain(error: BaseException) -> str:
     """A connection error in words that name the state."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS: certificate not accepted: {error.verify_message}"
+        return f"TLS: certificate not accepted: {getattr(error, 'verify_message', error)}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
+        return f"TLS: {getattr(error, 'reason', None) or error}"
     if isinstance(error, socket.gaierror):
         return f"name not resolved: {error.strerror}"
     if isinstance(error, TimeoutError):

@@ -243,6 +243,7 @@ class Connection(ABC):
                     poller.register(self._own_wake_fd, select.POLLIN)
                     poller.poll(self._options.reconnect_min * 1000)
         finally:
+            self.first_attempt.set()  # there will be none any more
             self._log.flush()
             self._close_wake()
 
@@ -270,11 +271,10 @@ class Connection(ABC):
         self._kicks = self._kicks + 1 if was_closed and 0 <= lasted_s < _KICKED_S else 0
         if self._kicks >= _KICKS:
             reason += f", again and again soon after accepting us: does another client use the id {self._client_id!r}?"
-        was_good = lasted_s >= self._options.min_stable and self._has_carried()
-        if was_good:
+        if lasted_s >= self._options.min_stable and self._has_carried():
             self._backoff.reset()
-        # The addresses are an order of preference: one that proved itself sends us back to the first.
-        self._next_address = 0 if was_good else self._next_address + 1
+        # The addresses are an order of preference: one that lasted, busy or idle, sends us back to the first.
+        self._next_address = 0 if lasted_s >= self._options.min_stable else self._next_address + 1
         self._went_down(reason, state, address.url)
         if not self._stopping:
             deadline_s = time.monotonic() + self._backoff.next_s()
@@ -293,6 +293,8 @@ class Connection(ABC):
         self._on_up(url)
 
     def _went_down(self, reason: str, state: LinkState, url: str) -> None:
+        if self.is_up:
+            self._hurry = False  # what was heard while the connection was up is old; what comes from here on is not
         was_up, self.is_up, self.state = self.is_up, False, state
         self._pending = None
         if self._control is not None:
@@ -303,7 +305,6 @@ class Connection(ABC):
             self._log.log(logging.WARNING, f"down {reason}", "%s: %s: %s", self._name, url, reason)
         self._lost()
         if was_up:
-            self._hurry = False  # what was heard while the connection was up is old
             self._on_down(reason)
         self._failures += 1
         if self._failures >= len(self._options.addresses):

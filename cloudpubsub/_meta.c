@@ -66,7 +66,7 @@ static bool is_possible(const uint8_t slot[CPS_META_SLOT_BYTES]) {
 }
 
 static bool slot_holds(const uint8_t slot[CPS_META_SLOT_BYTES]) {
-    return memcmp(slot, magic, 8) == 0 && cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC) && is_possible(slot);
+    return memcmp(slot, magic, 8) == 0 && cps_load32(slot + AT_CRC) == cps_crc32c(0, slot, AT_CRC);
 }
 
 static void decode(const uint8_t slot[CPS_META_SLOT_BYTES], cps_meta *meta) {
@@ -95,6 +95,7 @@ static CPS_MUST_CHECK enum cps_status load_best(cps_meta *meta, bool *found, int
         if (status != CPS_OK) return status;
         if (got != sizeof slot || !slot_holds(slot)) continue;
         if (cps_load32(slot + 8) != CPS_META_VERSION) return CPS_UNKNOWN; /* whole, and not ours to overwrite */
+        if (!is_possible(slot)) continue; /* after the version: another one may have other things there */
         if (*found && cps_load64(slot + 16) < meta->sequence) continue;
         decode(slot, meta);
         meta->anchor = i;

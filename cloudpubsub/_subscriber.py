@@ -89,7 +89,7 @@ class Subscriber(Connection):
         self._changed = threading.Condition()
         # Filters that got their first handler or lost their last one.  Which of the two, the matcher says when it is
         # their turn: two threads may bring their changes here in another order than they made them.
-        self._requests: deque[str] = deque()
+        self._requests: dict[str, None] = {}  # each once, in order
         self._waiting: set[str] = set()  # filters without a SUBACK on this connection
         self._refused: dict[str, int] = {}
         self._is_over = False
@@ -109,7 +109,7 @@ class Subscriber(Connection):
         with self._changed:
             self._waiting.add(topic_filter)
             self._refused.pop(topic_filter, None)
-            self._requests.append(topic_filter)
+            self._requests[topic_filter] = None
         self.wake()
 
     def unsubscribe(self, topic_filter: str) -> None:
@@ -117,7 +117,7 @@ class Subscriber(Connection):
         with self._changed:
             self._waiting.discard(topic_filter)
             self._refused.pop(topic_filter, None)
-            self._requests.append(topic_filter)
+            self._requests[topic_filter] = None
             self._changed.notify_all()
         self.wake()
 
@@ -169,10 +169,10 @@ class Subscriber(Connection):
 
     def _established(self, control: Control) -> None:
         """Subscribe to everything again, whatever the broker says that it remembers."""
-        filters = self._expect_all()
-        with self._changed:
+        with self._changed:  # in one: a subscription that comes now is either among these or a request for later
+            filters = self._expect_all()
             # What has no handler any more may still be in the session that the broker kept.
-            dropped = [name for name in dict.fromkeys(self._requests) if name not in self._waiting]
+            dropped = [name for name in self._requests if name not in self._waiting]
             self._requests.clear()
         for topic_filter in dropped:
             self._send_unsubscribe(control, topic_filter)
@@ -197,7 +197,8 @@ class Subscriber(Connection):
             with self._changed:
                 if not self._requests:
                     return
-                topic_filter = self._requests.popleft()
+                topic_filter = next(iter(self._requests))
+                del self._requests[topic_filter]
                 is_wanted = self._matcher.has(topic_filter)
                 if is_wanted:
                     self._waiting.add(topic_filter)
@@ -328,7 +329,7 @@ class Subscriber(Connection):
         """The acknowledgements that are still to come are told apart by their generation."""
         self._expect_all()
         with self._changed:  # whether the broker has heard of these, nobody knows: the session may outlive the link
-            self._requests.extendleft(self._unsubscribing.values())
+            self._requests.update(dict.fromkeys(self._unsubscribing.values()))
         self._unsubscribing.clear()
 
     def _woken(self) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cloudpubsub
+from cloudpubsub._connecting import explain, state_after
 from tests.brokers import Broker, Mosquitto
 from tests.fake_broker import FakeBroker
 from tests.fault_relay import FINE, REFUSED, FaultRelay
@@ -116,3 +120,77 @@ def test_connections_are_counted_once_each() -> None:
     with FakeBroker(script, parallel=True) as broker, client_to(broker.port, None) as client:
         client.wait(client.publish("a", b""), 20)
     assert len(script.of_type(Connect)) == 1
+
+
+def test_closing_ends_a_start_that_waits_for_its_first_connection() -> None:
+    """Of two addresses one has failed, and the pause before the other is long."""
+    addresses = [f"mqtt://127.0.0.1:{free_port()}" for _ in range(2)]
+    patient: dict[str, Any] = {"reconnect_min": 3600, "reconnect_max": 3600, "connect_timeout": 3600}
+    client = client_to(0, None, broker=addresses, connect_first=True, **patient)
+    ended = threading.Event()
+
+    def start() -> None:
+        with pytest.raises(cloudpubsub.Error):
+            client.start()
+        ended.set()
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    until(lambda: client.stats().last_error)
+    client.close(1)
+    assert ended.wait(20)
+    thread.join(20)
+
+
+def test_news_that_come_while_a_connection_goes_down_are_heard() -> None:
+    """Whoever hears from the log, or in a moment's time, that the link is down may know that it is back already."""
+    patient: dict[str, Any] = {"reconnect_min": 3600, "reconnect_max": 3600}
+
+    class Modem(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "closed by the broker" in record.getMessage():
+                client.network_changed()
+
+    modem = Modem()
+    logging.getLogger("cloudpubsub").addHandler(modem)
+    try:
+        script = Script(lambda event: HANG_UP if isinstance(event.packet, Publish) and event.number == 1 else None)
+        with FakeBroker(script) as broker, client_to(broker.port, None, **patient) as client:
+            client.wait(client.publish("a", b""), 20)
+            assert client.stats().connects == 2
+    finally:
+        logging.getLogger("cloudpubsub").removeHandler(modem)
+
+
+def test_a_subscription_that_comes_while_a_connection_is_set_up_is_made() -> None:
+    with FakeBroker(Script(), parallel=True) as broker, client_to(broker.port, None) as client:
+        expect_all = client._subscriber._expect_all
+        others: list[threading.Thread] = []
+
+        def meanwhile() -> list[str]:
+            filters = expect_all()
+            if not others:
+                others.append(threading.Thread(target=client.subscribe, args=("late", print)))
+                others[0].start()
+                others[0].join(0.1)  # a lock that is held keeps it until we are through
+            return filters
+
+        client._subscriber._expect_all = meanwhile  # type: ignore[method-assign]
+        client.subscribe("early", print)
+        until(lambda: others and others[0].ident)
+        others[0].join(20)
+        client.wait_subscribed(20)
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError("x"), ssl.SSLCertVerificationError("x")])
+def test_errors_that_openssl_did_not_make_are_named_too(error: Exception) -> None:
+    assert explain(error).startswith("TLS: ")
+    assert state_after(error) in ("down", "certificate not accepted")
+
+
+def test_subscriptions_that_come_and_go_offline_leave_nothing_behind() -> None:
+    with client_to(free_port(), None) as client:
+        for _ in range(1_000):
+            client.subscribe("a", print)
+            client.unsubscribe("a")
+        assert len(client._subscriber._requests) <= 1

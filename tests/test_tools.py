@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import cloudpubsub
 from cloudpubsub import Message, Spool
 from cloudpubsub.__main__ import main
 from cloudpubsub._dead_letters import DeadLetters
@@ -289,16 +290,21 @@ def test_a_large_spool_is_looked_at_with_little_memory(tmp_path: Path, run: Run)
             tracemalloc.stop()
 
 
-def test_a_spool_of_a_newer_version_is_left_alone(path: Path, run: Run) -> None:
+@pytest.mark.parametrize("is_arranged_otherwise", [False, True])
+def test_a_spool_of_a_newer_version_is_left_alone(is_arranged_otherwise: bool, path: Path, run: Run) -> None:
     data = bytearray((path / "meta").read_bytes())
     for at in (0, 4096):
         data[at + 8] = 2
+        if is_arranged_otherwise:  # to what no number of ours can be
+            data[at + 40 : at + 512] = b"\xff" * (512 - 40)
         data[at + 4092 : at + 4096] = crc32c(bytes(data[at : at + 4092])).to_bytes(4, "little")
     (path / "meta").write_bytes(data)
     before = tree(path)
     for command in (*COMMANDS, "repair"):
         said = run(command, path)
         assert said.code == 1 and "version 2 is not known" in said.err
+    with pytest.raises(cloudpubsub.SpoolError):
+        cloudpubsub.Spool(path)
     assert tree(path) == before
 
 

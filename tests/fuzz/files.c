@@ -409,17 +409,19 @@ void fuzz_spool_put(const fuzz_spool *spool, sim *s) {
 static bool is_whole(const uint8_t *meta, size_t size, size_t slot) {
     const uint8_t *at = meta + slot * FUZZ_SLOT_BYTES;
     return size >= (slot + 1) * FUZZ_SLOT_BYTES && memcmp(at, "CPSMETA1", 8) == 0 &&
-           cps_load16(at + 512) <= 1024 && cps_load32(at + 4092) == cps_crc32c_table(0, at, 4092);
+           cps_load32(at + 4092) == cps_crc32c_table(0, at, 4092);
 }
 
 static bool slot_holds(const uint8_t *meta, size_t size, size_t slot) {
-    return is_whole(meta, size, slot) && cps_load32(meta + slot * FUZZ_SLOT_BYTES + 8) == 1;
+    const uint8_t *at = meta + slot * FUZZ_SLOT_BYTES;
+    return is_whole(meta, size, slot) && cps_load32(at + 8) == 1 && cps_load16(at + 512) <= 1024;
 }
 
 bool fuzz_spool_is_newer(const fuzz_spool *spool) {
     bool is_newer = false;
     for (size_t i = 0; i < 2; i++)
-        is_newer |= is_whole(spool->meta, spool->meta_size, i) && !slot_holds(spool->meta, spool->meta_size, i);
+        is_newer |= is_whole(spool->meta, spool->meta_size, i) &&
+                    cps_load32(spool->meta + i * FUZZ_SLOT_BYTES + 8) != 1;
     return is_newer;
 }
 
