@@ -411,6 +411,54 @@ static uint64_t count_ring(cps_log *log, uint64_t from, uint64_t *spans) {
 
 static uint64_t rest(uint64_t whole, uint64_t part) { return whole > part ? whole - part : 0; }
 
+typedef struct hole { /* positions above head that no segment and no ring has */
+    uint64_t first, end;
+} hole;
+
+/* The next hole behind `from`, of those that are small or of those that are as wide as a reserved block, which positions
+ * skip when nobody knows where they stood.  False: there is none. */
+static bool next_hole(const cps_log *log, uint64_t from, bool wide, hole *out) {
+    uint64_t low = cps_log_low(log), at = from;
+    const cps_segment *s = log->store.first;
+    while (at < low) {
+        while (s != NULL && s->end <= at) s = s->next;
+        uint64_t end = s != NULL && s->base < low ? s->base : low;
+        if (end > at && (end - at >= CPS_POSITION_BLOCK / 2) == wide) {
+            *out = (hole){at, end};
+            return true;
+        }
+        at = s != NULL && s->base < low ? s->end : low;
+    }
+    return false;
+}
+
+/* Messages that were published and are nowhere: they stood where the holes are, and are reported there, each hole with its
+ * share.  What no hole has room for was in a file that is there and claims less than it should. */
+static void lose_holes(cps_log *log, uint64_t messages, uint64_t bytes) {
+    const uint64_t least = CPS_RECORD_HEADER_BYTES + CPS_RECORD_ALIGN; /* a message has a topic */
+    for (int wide = 0; wide < 2 && messages > 0; wide++) {
+        uint64_t room = 0, at;
+        hole one;
+        for (at = log->settled.head; next_hole(log, at, wide != 0, &one); at = one.end) room += one.end - one.first;
+        for (at = log->settled.head; messages > 0 && next_hole(log, at, wide != 0, &one); at = one.end) {
+            uint64_t size = one.end - one.first;
+            double part = (double)size / (double)room;
+            uint64_t count = size == room ? messages : (uint64_t)((double)messages * part + 0.5);
+            if (count == 0) count = 1;
+            if (count > size / least) count = size / least;
+            if (count > messages) count = messages;
+            uint64_t taken = count == messages ? bytes : (uint64_t)((double)bytes * ((double)count / (double)messages));
+            if (taken > size) taken = size;
+            room -= size;
+            messages -= count;
+            bytes -= taken;
+            if (count > 0) cps_log_lose(log, one.first, one.end, count, taken, CPS_REASON_UNREADABLE);
+        }
+    }
+    uint64_t head = log->settled.head;
+    if (messages > 0) cps_log_lose(log, head, head, messages, bytes, CPS_REASON_UNREADABLE);
+}
+
 /* Under the lock, at open: what the counters say and what is there must agree.  A kill may have come between a counter and
  * its entry in the ledger; and whole files may be missing, or be back. */
 static void reconcile(cps_log *log) {
@@ -443,7 +491,7 @@ static void reconcile(cps_log *log) {
         uint64_t lost_bytes = bytes > pending_bytes ? bytes - pending_bytes : 0;
         s->dropped_messages += messages - pending;
         s->dropped_bytes += lost_bytes;
-        cps_log_lose(log, s->head, produced.published, messages - pending, lost_bytes, CPS_REASON_UNREADABLE);
+        lose_holes(log, messages - pending, lost_bytes);
     }
 }
 

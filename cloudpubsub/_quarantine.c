@@ -4,9 +4,13 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { COPY_BYTES = 16 * 1024, NAME_BYTES = 64, SAME_NAMES_MAX = 100 };
+enum { COPY_BYTES = 16 * 1024, NAME_BYTES = 64, SAME_NAMES_MAX = 100, BLOCK_BYTES = 4096 };
+
+/* What a file of `size` bytes takes of the disk, on any file system that gateways have, or a little more. */
+static uint64_t in_blocks(uint64_t size) { return (size + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES; }
 
 static CPS_MUST_CHECK bool file_path(const cps_quarantine *q, const char *name, char out[CPS_PATH_MAX]) {
     int n = snprintf(out, CPS_PATH_MAX, "%s/%s", q->path, name);
@@ -20,21 +24,28 @@ static void count_file(void *user, const char *name) {
     cps_io_facts facts;
     if (!file_path(q, name, path) || q->io->open(q->io->context, path, CPS_IO_READ, &handle, &ignored) != CPS_OK) return;
     if (q->io->facts(q->io->context, handle, &facts, &ignored) == CPS_OK)
-        q->bytes += facts.allocated_bytes > facts.size_bytes ? facts.allocated_bytes : facts.size_bytes;
+        q->bytes += in_blocks(facts.allocated_bytes > facts.size_bytes ? facts.allocated_bytes : facts.size_bytes);
     q->io->close(q->io->context, handle);
 }
 
 typedef struct names {
-    cps_quarantine *q;
-    char name[256][NAME_BYTES];
-    unsigned used;
+    char (*name)[NAME_BYTES];
+    size_t used, room;
 } names;
 
 /* `list` may hold a lock of its own, so the files are looked at afterwards. */
 static void note_name(void *user, const char *name) {
     names *all = user;
     size_t length = strlen(name);
-    if (all->used < 256 && length < NAME_BYTES) memcpy(all->name[all->used++], name, length + 1);
+    if (length >= NAME_BYTES) return;
+    if (all->used == all->room) {
+        size_t room = all->room == 0 ? 64 : 2 * all->room;
+        void *grown = realloc(all->name, room * sizeof *all->name);
+        if (grown == NULL) return; /* what is not counted may be kept beyond the share: better than no log */
+        all->name = grown;
+        all->room = room;
+    }
+    memcpy(all->name[all->used++], name, length + 1);
 }
 
 enum cps_status cps_quarantine_open(cps_quarantine *q, const cps_io *io, const char *directory, uint64_t max_bytes) {
@@ -43,16 +54,17 @@ enum cps_status cps_quarantine_open(cps_quarantine *q, const cps_io *io, const c
     q->max_bytes = max_bytes;
     int n = snprintf(q->path, sizeof q->path, "%s/quarantine", directory), ignored;
     if (n < 0 || (size_t)n >= sizeof q->path) return CPS_TOO_LARGE;
-    names all = {.q = q};
+    names all = {0};
     (void)!io->list(io->context, q->path, note_name, &all, &ignored); /* there may be none yet */
-    for (unsigned i = 0; i < all.used; i++) count_file(q, all.name[i]);
+    for (size_t i = 0; i < all.used; i++) count_file(q, all.name[i]);
+    free(all.name);
     return CPS_OK;
 }
 
 /* Is there room for `size` bytes, and the folder? */
 static bool has_place(cps_quarantine *q, uint64_t size) {
     int ignored;
-    if (size > q->max_bytes || q->bytes > q->max_bytes - size) return false;
+    if (size > q->max_bytes || in_blocks(size) > q->max_bytes || q->bytes > q->max_bytes - in_blocks(size)) return false;
     return q->io->make_directory(q->io->context, q->path, &ignored) == CPS_OK;
 }
 
@@ -64,7 +76,7 @@ void cps_quarantine_copy(cps_quarantine *q, int handle, uint64_t offset, uint64_
     (void)snprintf(name, sizeof name, "%016" PRIx64 "-%016" PRIx64 ".bytes", first, end);
     if (!has_place(q, end - first) || !file_path(q, name, path)) return;
     if (io->open(io->context, path, CPS_IO_CREATE, &out, &ignored) != CPS_OK) return; /* it was kept before, perhaps */
-    q->bytes += end - first;
+    q->bytes += in_blocks(end - first);
     for (uint64_t at = 0; at < end - first;) {
         size_t want = end - first - at < sizeof some ? (size_t)(end - first - at) : sizeof some, got = 0;
         if (io->read(io->context, handle, some, want, offset + at, &got, &ignored) != CPS_OK || got == 0) break;
@@ -94,6 +106,6 @@ enum cps_status cps_quarantine_move(cps_quarantine *q, const char *path, uint64_
         return q->io->remove(q->io->context, path, error);
     enum cps_status status = q->io->rename(q->io->context, path, target, error);
     if (status != CPS_OK) return q->io->remove(q->io->context, path, error); /* gone already, or no place for its name */
-    q->bytes += size_bytes;
+    q->bytes += in_blocks(size_bytes);
     return CPS_OK;
 }
