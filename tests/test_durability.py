@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +196,136 @@ def test_the_ring_of_a_killed_process_may_have_another_size(tmp_path: Path) -> N
         found = [int(message.payload) for message in spool.read(1 << 30)]
     assert (spool.recovery.ring_records, spool.recovery.records) == (100, 100)
     assert found[:100] == list(range(100))
+
+
+@pytest.fixture
+def rings() -> Iterator[Path]:
+    """A directory for rings, on tmpfs, gone after the test."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def test_without_the_directory_for_rings_a_client_works_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Spool(tmp_path / "spool", ring_dir=tmp_path / "no" / "dev" / "shm", **SMALL) as spool:
+        for number in range(3000):
+            spool.append("numbers", b"%d" % number)
+    assert "is not a usable tmpfs" in caplog.text
+    assert numbers_in(tmp_path / "spool") == list(range(3000))
+
+
+def test_the_first_of_several_runtime_directories_holds_the_ring(
+    tmp_path: Path, rings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{rings}:{tmp_path}")
+    with Spool(tmp_path / "spool", **SMALL):
+        assert len(list(rings.iterdir())) == 1
+
+
+def test_a_ring_that_is_removed_while_it_is_in_use_costs_a_running_process_nothing(tmp_path: Path, rings: Path) -> None:
+    """As logind does to a user who logs out."""
+    with Spool(tmp_path / "spool", ring_dir=rings, **SMALL) as spool:
+        for number in range(3000):
+            spool.append("numbers", b"%d" % number)
+            if number == 1000:
+                (ring,) = rings.iterdir()
+                ring.unlink()
+        assert spool.stats()["backlog_messages"] == 3000
+    assert list(rings.iterdir()) == []
+    assert numbers_in(tmp_path / "spool", ring_dir=rings) == list(range(3000))
+
+
+def test_a_ring_that_is_removed_before_a_kill_costs_what_was_in_it_and_that_is_said(
+    tmp_path: Path, rings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(rings))
+    leave_killed(tmp_path / "spool", "process", 5000)
+    (ring,) = rings.iterdir()
+    ring.unlink()
+    with Spool(tmp_path / "spool", **SMALL) as spool:
+        uncertain = spool.stats()["uncertain"]
+        found = [int(message.payload) for message in spool.read(1 << 30)]
+        assert found == list(range(len(found))) and 0 < len(found) < 5000
+        assert isinstance(uncertain, tuple) and uncertain[1] > uncertain[0]
+        position = spool.append("numbers", b"5000")
+        assert position >= uncertain[0], "a position was issued twice"
+
+
+@pytest.mark.parametrize("what", ["emptied", "cut", "filled with zeros", "filled with noise", "of another", "a link"])
+def test_a_ring_that_cannot_be_believed_is_not(what: str, tmp_path: Path, rings: Path, monkeypatch: Any) -> None:
+    """What is on the disk comes, nothing is invented, and the process does not crash."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(rings))
+    leave_killed(tmp_path / "spool", "process", 5000)
+    (ring,) = rings.iterdir()
+    size = ring.stat().st_size
+    if what == "emptied":
+        os.truncate(ring, 0)
+    elif what == "cut":
+        os.truncate(ring, size // 2)
+    elif what == "filled with zeros":
+        ring.write_bytes(bytes(size))
+    elif what == "filled with noise":
+        ring.write_bytes(random.Random(1).randbytes(size))
+    elif what == "a link":
+        ring.symlink_to(ring.rename(rings / "elsewhere"))
+    else:
+        leave_killed(tmp_path / "other", "process", 10)
+        (other,) = (it for it in rings.iterdir() if it != ring)
+        ring.write_bytes(other.read_bytes())
+    found = numbers_in(tmp_path / "spool")
+    assert found == list(range(len(found))) and 0 < len(found) < 5000
+
+
+def test_nobody_else_can_look_whatever_the_umask(tmp_path: Path, rings: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Spool(tmp_path / "spool", ring_dir=rings, **SMALL) as spool:
+            for number in range(3000):
+                spool.append("numbers", b"%d" % number)
+            spool.sync(LIMIT)
+            made = [tmp_path / "spool", *(tmp_path / "spool").rglob("*"), *rings.iterdir()]
+    finally:
+        os.umask(before)
+    modes = (
+        {stat.S_IMODE(it.stat().st_mode) for it in made if it.is_file()},
+        {stat.S_IMODE(it.stat().st_mode) for it in made if it.is_dir()},
+    )
+    assert modes == ({0o600}, {0o700})
+
+
+def test_syncs_come_no_more_often_than_they_are_asked_for(tmp_path: Path) -> None:
+    with Spool(
+        tmp_path / "spool", **{**SMALL, "ring_bytes": 1024 * KIB}, durability="power", sync_interval=0.1
+    ) as spool:
+        began_s = time.monotonic()
+        number = 0
+        while time.monotonic() - began_s < 1:
+            spool.append("numbers", b"%d" % number)
+            number += 1
+            time.sleep(0.001)
+        syncs = spool.stats()["syncs"]
+        most = (time.monotonic() - began_s) / 0.1
+    assert isinstance(syncs, int) and 3 <= syncs <= 2 * most + 10, "each group has one, and its file its own"
+
+
+def test_a_backlog_costs_the_disk_little_more_than_its_bytes(tmp_path: Path) -> None:
+    """Counted as what the process wrote, by all calls."""
+    with Spool(tmp_path / "spool", ring_bytes=64 * KIB, segment_bytes=1024 * KIB) as spool:
+        before = written_by_us()
+        for _ in range(20_000):
+            spool.append("numbers", bytes(200))
+        spool.sync(LIMIT)
+        stats = spool.stats()
+        wrote = written_by_us() - before
+    bytes_of_records = stats["published_bytes"]
+    assert isinstance(bytes_of_records, int)
+    assert bytes_of_records <= wrote <= 1.05 * bytes_of_records
+
+
+def written_by_us() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
 
 
 # ---- the reserve
