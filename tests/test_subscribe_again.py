@@ -109,7 +109,7 @@ def test_a_refused_subscription_is_named() -> None:
         # The broker may think better of it.
         peer.suback = 1
         peer.hang_up()
-        eventually(lambda: not client._subscriber.is_up)
+        eventually(lambda: client._subscriber.connects == 2)
         client.wait_subscribed(DEADLINE_S)
 
 

@@ -72,10 +72,10 @@ class Segment:
     def c(self) -> Any:
         return self.out[0]
 
-    def create(self) -> int:
+    def create(self, file_bytes: int = FILE_BYTES) -> int:
         identity = self.ffi.new("cps_segment_identity *", {"epoch": EPOCH, "serial": SERIAL, "base": BASE})
         identity.spool_id[0:16] = SPOOL_ID
-        return int(self.lib.cps_segment_create(self.disk.io, b"/log", identity, FILE_BYTES, self.out, self.error))
+        return int(self.lib.cps_segment_create(self.disk.io, b"/log", identity, file_bytes, self.out, self.error))
 
     def append(self, data: bytes) -> int:
         counts = self.ffi.new("uint64_t[2]")
@@ -307,6 +307,42 @@ def test_a_trimmed_segment_keeps_what_lies_before(disk: Disk) -> None:
     assert segment.c.end == keep[-1].end and segment.c.messages == 3
     assert segment.read() == (keep, [])
     segment.close()
+
+
+def seal_and_cut(nth: int, seed: int) -> bool:
+    """The power goes at the n-th call while several pages are sealed.  Returns whether it did."""
+    disk = Disk()
+    segment = Segment(disk)
+    assert segment.create(1 << 16) == disk.lib.CPS_OK
+    at, raw = BASE, []
+    for number in range(40):
+        raw.append(record(at, b"topic", bytes([number + 1]) * 900, b""))
+        at += len(raw[-1])
+    assert segment.append(b"".join(raw)) == disk.lib.CPS_OK
+    assert disk.io.sync_directory(disk.io.context, b"/log", segment.error) == disk.lib.CPS_OK
+    disk.lib.sim_cut(disk.c, nth)
+    segment.seal()
+    was_cut = bool(disk.lib.sim_is_cut(disk.c))
+    segment.close()
+    disk.lib.sim_cut(disk.c, 0)
+    disk.lib.sim_restart(disk.c, True, seed)
+    after = Segment(disk)
+    if after.load() == disk.lib.CPS_OK:
+        found, lost = after.read(1 << 16)
+        if after.c.sealed:
+            assert (len(found), lost) == (len(raw), []), "there is a footer, and not what it speaks of"
+        after.close()
+    else:
+        disk.lib.cps_scratch_close(after.scratch)
+    disk.close()
+    return was_cut
+
+
+def test_a_footer_is_there_only_after_all_that_it_speaks_of() -> None:
+    nth = 1
+    while any([seal_and_cut(nth, seed) for seed in range(40)]):
+        nth += 1
+    assert nth > 3
 
 
 def test_no_plain_checksum_agrees_by_chance() -> None:
