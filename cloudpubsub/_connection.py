@@ -108,7 +108,7 @@ class Connection(ABC):
         self._stopping = False  # set by any thread
         self._abandoned: list[Attempt] = []
         self._next_address = 0
-        self._failures = 0  # attempts that failed before the first connection
+        self._failures = 0  # attempts and connections that have ended
         self._kicks = 0  # connections in a row that the broker closed soon
         self._hurry = False  # set by any thread
         self._control: Control | None = None
@@ -117,7 +117,6 @@ class Connection(ABC):
         self._pending_is_ping = False
         self._read_waits_for_write = False  # TLS may have to write before it can read
         #: Read by any thread.
-        self.is_up = False
         self.connects = 0
         self.malformed = 0
         self.last_error = ""
@@ -129,6 +128,10 @@ class Connection(ABC):
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def is_up(self) -> bool:
+        return self.state == "up"
 
     @property
     def is_alive(self) -> bool:
@@ -288,14 +291,14 @@ class Connection(ABC):
     def _went_up(self, control: Control, url: str) -> None:
         self._established(control)
         self.connects += 1
-        self.is_up, self.state = True, "up"
+        self.state = "up"
         self.first_attempt.set()
         self._on_up(url)
 
     def _went_down(self, reason: str, state: LinkState, url: str) -> None:
         if self.is_up:
             self._hurry = False  # what was heard while the connection was up is old; what comes from here on is not
-        was_up, self.is_up, self.state = self.is_up, False, state
+        was_up, self.state = self.is_up, state
         self._pending = None
         if self._control is not None:
             self._control.hang_up()

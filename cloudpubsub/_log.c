@@ -448,7 +448,6 @@ static void lose_holes(cps_log *log, uint64_t messages, uint64_t bytes) {
             if (count > size / least) count = size / least;
             if (count > messages) count = messages;
             uint64_t taken = count == messages ? bytes : (uint64_t)((double)bytes * ((double)count / (double)messages));
-            if (taken > size) taken = size;
             room -= size;
             messages -= count;
             bytes -= taken;
