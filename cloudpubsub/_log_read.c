@@ -32,21 +32,24 @@ static cps_segment *hold(cps_log *log, uint64_t *position) {
 /* Under the lock, which is let go to keep the bytes aside: [position, end) of the disk is lost; the reader passes over it. */
 static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, uint64_t end, uint64_t messages,
                        enum cps_reason reason) {
+    uint64_t bytes = end - position;
+    bool is_exact = reason == CPS_REASON_DAMAGED && segment->toll.is_known;
+    if (is_exact) cps_segment_take_toll(segment, position, end, &messages, &bytes);
     if (position < segment->lost_below) return; /* read again after a lost connection: it was counted */
     segment->lost_below = end;
     uint64_t left = segment->messages - segment->settled_messages;
-    uint64_t bytes = end - position, left_bytes = segment->message_bytes - segment->settled_bytes;
+    uint64_t left_bytes = segment->message_bytes - segment->settled_bytes;
     log->damaged_ranges++;
-    log->damaged_bytes += bytes;
+    log->damaged_bytes += end - position;
     if (messages > left) messages = left;
     if (bytes > left_bytes) bytes = left_bytes;
     segment->settled_messages += messages;
     segment->settled_bytes += bytes;
     log->settled.dropped_messages += messages;
     log->settled.dropped_bytes += bytes;
-    log->estimated_messages += messages;
-    log->estimated_bytes += bytes;
-    cps_log_lose(log, position, end, messages, bytes, reason);
+    log->estimated_messages += is_exact ? 0 : messages;
+    log->estimated_bytes += is_exact ? 0 : bytes;
+    if (messages > 0) cps_log_lose(log, position, end, messages, bytes, reason); /* else it was a pad alone */
     cps_log_commit(log);
     if (reason == CPS_REASON_UNREADABLE) {
         segment->kept_aside = true; /* when it goes */
@@ -83,10 +86,13 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
     uint64_t end = segment->end;
     if (end > log->settled.spilled) end = log->settled.spilled;
     log->sent = end; /* nothing of it may be dropped while we look */
+    bool sealed = segment->sealed;
     (void)pthread_mutex_unlock(&log->lock);
     cps_span span;
-    int error = 0;
+    int error = 0, ignored;
     enum cps_status status = cps_segment_span(segment, position, end, max_bytes, &log->scratch, &span, &error);
+    if (status == CPS_OK && span.size == 0 && sealed && !segment->toll.is_known) /* failing that, the estimate will do */
+        (void)!cps_segment_count_toll(segment, position, &log->scratch, &ignored);
     (void)pthread_mutex_lock(&log->lock);
     if (was_taken_back(segment, end, status, &span)) {
         log->sent = position;

@@ -33,6 +33,15 @@ enum {
     CPS_SEGMENT_RECORD_SHARE = 4, /* a record is at most this part of a segment */
 };
 
+typedef struct cps_toll { /* what a sealed segment lacks of what its footer promises, and where */
+    bool is_known;
+    uint64_t messages, message_bytes;
+    uint64_t estimate, damaged_bytes;        /* messages, as far as headers tell, and bytes, of all its damaged ranges */
+    uint64_t passed_estimate, passed_bytes;  /* of these, in the ranges below `passed` */
+    uint64_t passed;
+    uint64_t told_bytes; /* already given to ranges */
+} cps_toll;
+
 typedef struct cps_segment {
     const cps_io *io;
     uint64_t base;
@@ -71,6 +80,7 @@ typedef struct cps_segment {
 
     /* Reader's. */
     int read_handle; /* -1: not open */
+    cps_toll toll;
 
     struct cps_segment *next; /* in the store's list, by position */
 
@@ -141,6 +151,15 @@ CPS_MUST_CHECK enum cps_status cps_segment_seal(cps_segment *segment, uint64_t *
  * CPS_OK, with span->size 0 where the bytes are damaged; CPS_IO; CPS_NO_MEMORY. */
 CPS_MUST_CHECK enum cps_status cps_segment_span(cps_segment *segment, uint64_t position, uint64_t end,
                                                 size_t max_bytes, cps_scratch *scratch, cps_span *span, int *error);
+
+/* Count, once, what a sealed segment has lost: what its footer says less what is valid in it.  `position` is where the
+ * reader met the first damage that is to be accounted for.  Reads the whole file.  CPS_OK; CPS_IO; CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t position, cps_scratch *scratch,
+                                                      int *error);
+
+/* The share of it that the damaged range [position, end) has, which is the next one that is accounted for.  `*messages` is
+ * the estimate before and the share after; 0: it was padding. */
+void cps_segment_take_toll(cps_segment *segment, uint64_t position, uint64_t end, uint64_t *messages, uint64_t *bytes);
 
 /* Forget what a loaded segment holds from `end` on; another file has it.  May leave it empty. */
 CPS_MUST_CHECK enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch *scratch, int *error);

@@ -143,6 +143,72 @@ enum cps_status cps_segment_span(cps_segment *segment, uint64_t position, uint64
     return CPS_OK;
 }
 
+/* `part` of `whole` as a share of `amount`; all are less than 2^32, or bytes of one file times messages in it. */
+static uint64_t share(uint64_t amount, uint64_t part, uint64_t whole) {
+    return part >= whole ? amount : amount * part / whole;
+}
+
+enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t position, cps_scratch *scratch, int *error) {
+    cps_toll toll = {.passed = position};
+    uint64_t messages = 0, message_bytes = 0, at = segment->base;
+    while (at < segment->end) {
+        cps_span span;
+        enum cps_status status = cps_segment_span(segment, at, segment->end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status != CPS_OK) return status;
+        if (span.size == 0) {
+            toll.estimate += span.lost_messages;
+            toll.damaged_bytes += span.lost_end - at;
+            if (at < position) {
+                toll.passed_estimate += span.lost_messages;
+                toll.passed_bytes += (span.lost_end < position ? span.lost_end : position) - at;
+            }
+            at = span.lost_end;
+            continue;
+        }
+        for (size_t offset = 0; offset < span.size;) {
+            cps_record record;
+            CPS_ASSERT(cps_record_load(span.bytes + offset, span.size - offset, at + offset, &record) == CPS_OK);
+            uint64_t span_bytes = cps_record_span(record.length_bytes);
+            messages += !record.is_pad;
+            message_bytes += record.is_pad ? 0 : span_bytes;
+            offset += (size_t)span_bytes;
+        }
+        at += span.size;
+    }
+    if (segment->messages > messages) toll.messages = segment->messages - messages;
+    if (segment->message_bytes > message_bytes) toll.message_bytes = segment->message_bytes - message_bytes;
+    toll.told_bytes = share(toll.message_bytes, toll.passed_bytes, toll.damaged_bytes);
+    toll.is_known = true;
+    segment->toll = toll;
+    return CPS_OK;
+}
+
+/* Messages lost in all ranges that were passed.  Headers are believed where they tell too little, and what they do not tell
+ * goes by size: a long stretch without a header held many.  Where they tell too much, some of it was padding. */
+static uint64_t lost_so_far(const cps_toll *toll) {
+    if (toll->messages < toll->estimate) return share(toll->messages, toll->passed_estimate, toll->estimate);
+    uint64_t untold = toll->messages - toll->estimate;
+    return toll->passed_estimate + share(untold, toll->passed_bytes, toll->damaged_bytes);
+}
+
+void cps_segment_take_toll(cps_segment *segment, uint64_t position, uint64_t end, uint64_t *messages, uint64_t *bytes) {
+    cps_toll *toll = &segment->toll;
+    uint64_t before = lost_so_far(toll);
+    *bytes = 0;
+    if (position >= toll->passed) {
+        toll->passed_estimate += *messages;
+        toll->passed_bytes += end - position;
+        toll->passed = end;
+    }
+    uint64_t after = lost_so_far(toll);
+    *messages = after - before;
+    if (after == before) return;
+    uint64_t told = after >= toll->messages ? toll->message_bytes
+                                            : share(toll->message_bytes, toll->passed_bytes, toll->damaged_bytes);
+    *bytes = told > toll->told_bytes ? told - toll->told_bytes : 0;
+    toll->told_bytes += *bytes;
+}
+
 /* Find the end of an unsealed segment, counting what is in it. */
 static CPS_MUST_CHECK enum cps_status scan_records(cps_segment *segment, uint64_t data_bytes, cps_scratch *scratch,
                                                    cps_scan *scan, int *error) {
