@@ -21,6 +21,7 @@ CORE = (
     "cloudpubsub/_flusher.c",
     "cloudpubsub/_log_files.c",
     "cloudpubsub/_wire.c",
+    "cloudpubsub/_wire_out.c",
     "cloudpubsub/_window.c",
     "cloudpubsub/_io.c",
     "cloudpubsub/_crc32c.c",

@@ -30,6 +30,7 @@ from cloudpubsub._message import Drop, Message, Recovery, Stats, Will
 from cloudpubsub._options import Options
 from cloudpubsub._queue import Spool
 from cloudpubsub._tls import TLS
+from cloudpubsub.dedupe import MessageId
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "ForkedError",
     "IdentityError",
     "Message",
+    "MessageId",
     "OptionError",
     "Options",
     "PayloadTooLarge",

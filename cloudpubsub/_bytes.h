@@ -58,4 +58,9 @@ static inline void cps_store16be(uint8_t *p, uint16_t v) {
     p[1] = (uint8_t)v;
 }
 
+static inline void cps_store32be(uint8_t *p, uint32_t v) {
+    cps_store16be(p, (uint16_t)(v >> 16));
+    cps_store16be(p + 2, (uint16_t)v);
+}
+
 #endif

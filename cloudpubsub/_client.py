@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from cloudpubsub._closing import register, unregister
-from cloudpubsub._dead_letters import DeadLetters
+from cloudpubsub._dead_letters import DeadLetters, dead_letters_bytes
 from cloudpubsub._dispatcher import Call, Dispatcher
 from cloudpubsub._errors import (
     ClosedError,
@@ -25,9 +26,11 @@ from cloudpubsub._fields import check_seconds
 from cloudpubsub._message import Message, Recovery, Stats
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
+from cloudpubsub._properties import UserProperties, encode_user_properties
 from cloudpubsub._publisher import Publisher
 from cloudpubsub._subscriber import Handler, Subscriber
 from cloudpubsub._topic import Matcher, check_filter
+from cloudpubsub.dedupe import MessageId
 
 __all__ = ["Client"]
 
@@ -37,7 +40,7 @@ _DRAIN_STALL_S = 2.0  # at close, give up on a link that acknowledges nothing fo
 _DRAIN_WITH_SPOOL_S = 1.0  # what is not sent then is safe on the disk
 _DRAIN_WITHOUT_SPOOL = 0.7  # of the time that close() may take: what is not sent then is lost
 _REASON_MAX = 1_000
-_DEAD_LETTERS_BYTES = 1 << 20
+_TTL_MAX_S = 1e11
 
 
 class Client:
@@ -86,14 +89,30 @@ class Client:
         self._pid = os.getpid()
         self._append = self._log.append if options.on_full != "block" else self._append_where_it_may_block
         self._matcher: Matcher[Handler] = Matcher()
-        self._dead_letters = DeadLetters(options.spool, min(_DEAD_LETTERS_BYTES, options.max_spool_bytes // 16))
+        self._ttl_ms = 0 if options.ttl is None else max(1, int(options.ttl * 1000))
+        # Incarnation of the log: what ids begin with.
+        self.spool_id: str = (self._log.spool_id if options.spool is not None else secrets.token_bytes(16)).hex()
+        self._dead_letters = DeadLetters(
+            options.spool,
+            dead_letters_bytes(options.max_spool_bytes, options.max_payload_bytes),
+            is_synced=options.durability == "power",
+        )
         self._dispatcher = Dispatcher(
             options.handler_queue,
             handler_retries=options.handler_retries,
             on_drop=options.on_drop,
             on_room=self._room_in_dispatcher,
         )
-        self._publisher = Publisher(options, self._log, self._dispatcher, self._went_up, self._went_down)
+        self._publisher = Publisher(
+            options,
+            self._log,
+            self._dispatcher,
+            self._went_up,
+            self._went_down,
+            self._dead_letters.add,
+            f"{self.spool_id}/".encode(),
+            self._payload_of if options.payload_hook is not None else None,
+        )
         self._subscriber = Subscriber(
             options, self._matcher, self._dispatcher, self._went_up, self._went_down, self._handler_failed
         )
@@ -104,6 +123,7 @@ class Client:
         self._closed = False
         self._closing_thread = 0
         self._unsaved = 0
+        self._received_dead = 0
         self._last_stats: Stats | None = None
         self._losses_told = self._lost()
         # Set when close() is through, for whoever called it a second time.
@@ -241,6 +261,8 @@ class Client:
         *,
         retain: bool = False,
         userdata: bytes | bytearray | memoryview = b"",
+        ttl: float | None = None,
+        user_properties: UserProperties | None = None,
         wait: Literal["synced"] | None = None,
     ) -> int:
         """Put a message into the log and return its position, which names it for `wait` and in reports.
@@ -255,26 +277,42 @@ class Client:
             payload: At most `max_payload_bytes`; a str is encoded as UTF-8.
             retain: The broker keeps it for later subscribers.
             userdata: At most 65,535 bytes, stored beside the message and given back to `on_publish`; never sent.
+            ttl: Seconds after which it is dropped, and counted as expired, if it could not be sent; under MQTT 5 the
+                broker is told what is left of them.  Time that the machine was off does not count.  None: as `ttl` of
+                the client says.
+            user_properties: Pairs of text, at most 65,535 bytes in all, stored with the message; sent under MQTT 5.
             wait: "synced" returns only when the message survives a power cut, as `wait_synced` does: a write and a sync
                 for each call, unless several threads share them.  None: returns at once.
 
         Raises TopicError, PayloadTooLarge, SpoolFull, ClosedError, ForkedError; nothing is stored then.  With `wait`
         also what `wait_synced` raises; the message is in the log then.
         """
-        if wait is None:
+        if ttl is None and user_properties is None and wait is None and self._ttl_ms == 0:
             return self._append(topic, payload, retain, userdata)
-        if wait != "synced":
+        if wait not in (None, "synced"):
             raise ValueError(f'wait: {wait!r} is not allowed; "synced" or None')
-        position = self._append(topic, payload, retain, userdata)
+        ttl_ms = self._ttl_ms
+        if ttl is not None:
+            check_seconds("ttl", ttl)
+            if ttl <= 0:
+                raise ValueError(f"ttl: {ttl!r} is not allowed; expected more than 0 seconds, or None")
+            ttl_ms = max(1, int(min(ttl, _TTL_MAX_S) * 1000))
+        properties = None if user_properties is None else encode_user_properties(user_properties)
+        position = self._append(topic, payload, retain, userdata, properties, ttl_ms)
+        if wait is None:
+            return position
         if position >= _REFUSED_POSITION:
             raise DeliveryFailed(position, "full, newest dropped")
         self.wait_synced(position)
         return position
 
-    def _append_where_it_may_block(self, topic: Any, payload: Any, retain: bool, userdata: Any) -> int:
+    def _append_where_it_may_block(
+        self, topic: Any, payload: Any, retain: bool, userdata: Any, properties: bytes | None = None, ttl_ms: int = 0
+    ) -> int:
         # A handler or callback that waited for room would stop the reports, and with them the acknowledgements that
         # make it: it gets SpoolFull at once.
-        return self._log.append(topic, payload, retain, userdata, not self._dispatcher.is_current_thread())
+        may_block = not self._dispatcher.is_current_thread()
+        return self._log.append(topic, payload, retain, userdata, properties, ttl_ms, may_block)
 
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Wait until the message at `position` is acknowledged.
@@ -334,6 +372,18 @@ class Client:
     def _lost(self) -> int:
         stats = self._log.stats()
         return int(stats["dropped"] + stats["dead_lettered"])
+
+    def set_rate(self, *, messages: float | None = None, bytes: float | None = None) -> None:
+        """From now on send at most so many messages, and bytes of packets, a second; None: there is no limit.
+
+        Takes the place of `max_publish_rate` and `max_publish_bytes_rate`.  From any thread; returns at once.  Raises
+        OptionError.
+        """
+        self._check_open()
+        check = Options.check_setting
+        rates = check("max_publish_rate", messages), check("max_publish_bytes_rate", bytes)
+        self._publisher.messages_rate.rate, self._publisher.bytes_rate.rate = rates
+        self._publisher.wake()
 
     # ---- subscribing ----
 
@@ -404,11 +454,16 @@ class Client:
             acked_bytes=s["acked_bytes"],
             dropped=s["dropped"],
             dropped_bytes=s["dropped_bytes"],
+            expired=s["expired"],
             dead_lettered=s["dead_lettered"],
             dead_lettered_bytes=s["dead_lettered_bytes"],
             backlog_messages=s["backlog_messages"],
             backlog_bytes=s["backlog_bytes"],
+            drain_seconds=pub.drain.seconds(
+                time.monotonic(), s["published"], s["published"] - s["backlog_messages"]
+            ),
             resent=pub.resent,
+            refused_by_broker=pub.refused,
             inflight=pub.inflight,
             oldest_age_seconds=s["oldest_age_seconds"],
             ring_used_bytes=s["ring_used_bytes"],
@@ -429,7 +484,7 @@ class Client:
             malformed=pub.malformed + sub.malformed,
             received=sub.received,
             unmatched=sub.unmatched,
-            dead_lettered_inbound=self._dead_letters.count,
+            dead_lettered_inbound=self._received_dead,
             handler_errors=self._dispatcher.handler_errors,
             callback_errors=self._dispatcher.callback_errors,
         )
@@ -454,8 +509,20 @@ class Client:
         except Exception:  # its __str__ is user code too
             reason = f"handler raised {type(error).__name__}"
         self._dead_letters.add(message, reason)
+        self._received_dead += 1
         if self.options.on_dead_letter is not None:
             self._dispatcher.call(self.options.on_dead_letter, message, reason)
+
+    def _payload_of(self, message: Message, end: int, after: int) -> bytes:
+        assert self.options.payload_hook is not None and message.position is not None
+        try:
+            payload = self.options.payload_hook(message, MessageId(self.spool_id, message.position, end, after))
+            if not isinstance(payload, bytes):
+                raise TypeError(f"payload_hook returned {type(payload).__name__}; expected bytes")
+            return payload
+        except BaseException as exc:
+            self._dispatcher.note_error(self.options.payload_hook, exc)
+            return message.payload
 
     # ---- checks ----
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from cloudpubsub._paho import Control
+from cloudpubsub._paho import Control, Stage
 
 __all__ = ["Attempt", "LinkState", "explain", "state_after"]
 
@@ -30,8 +30,10 @@ class Attempt:
     The owner calls either `result`, when it is over, or `abandon`.
     """
 
-    def __init__(self, connect: Callable[[], Control], wake: Callable[[], None], name: str) -> None:
+    def __init__(self, connect: Callable[[Attempt], Control], wake: Callable[[], None], name: str) -> None:
         self._connect = connect
+        #: What it is at, and since when (monotonic); replaced as a whole, so any thread may look.
+        self.stage: tuple[Stage, float] = ("name resolution", time.monotonic())
         self._wake = wake
         self._lock = threading.Lock()  # guards the four fields below
         self._control: Control | None = None
@@ -45,7 +47,7 @@ class Attempt:
         control: Control | None = None
         error: BaseException | None = None
         try:
-            control = self._connect()
+            control = self._connect(self)
         except BaseException as exc:
             error = exc
         with self._lock:
@@ -57,6 +59,11 @@ class Attempt:
             self._wake()
         elif control is not None:
             control.hang_up()
+
+    def note_stage(self, stage: Stage) -> None:
+        """On the helper thread."""
+        self.stage = (stage, time.monotonic())
+        self._wake()
 
     @property
     def is_over(self) -> bool:

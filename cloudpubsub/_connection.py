@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import socket
@@ -19,12 +20,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+from paho.mqtt.packettypes import PacketTypes
 
 from cloudpubsub._backoff import Backoff
 from cloudpubsub._connecting import Attempt, LinkState, explain, state_after
 from cloudpubsub._keep_alive import KeepAlive
-from cloudpubsub._paho import WOULD_BLOCK, Control, waits_for
+from cloudpubsub._paho import WOULD_BLOCK, BrokerLimits, Control, Stage, waits_for
+from cloudpubsub._refusal import reason_name
 from cloudpubsub._report import RateLimitedLog
 
 if TYPE_CHECKING:
@@ -45,6 +50,9 @@ _LINGER_S = 1.0  # for the broker to take our last packets and close
 _DRAIN_SHARE = 0.6  # of the time to stop: to wait for acknowledgements,
 _GOODBYE_SHARE = 0.9  # and to have said goodbye; the rest is for the thread to end
 _UNAVAILABLE = 3
+_FAILURE_5 = 0x80
+# Of the reasons of an MQTT 5 CONNACK those that somebody has to do something about; the others pass.
+_REFUSED_5 = {0x81, 0x82, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x95, 0x99, 0x9A, 0x9B}
 _REFUSED = {
     1: "refused: the broker does not speak this protocol version",
     2: "refused: client id rejected",
@@ -65,8 +73,8 @@ class Refused(Ended):
 class ClosedByBroker(Ended):
     """By it, or by somebody on the way to it."""
 
-    def __init__(self) -> None:
-        super().__init__("closed by the broker")
+    def __init__(self, why: str = "") -> None:
+        super().__init__(f"closed by the broker{why}")
 
 
 class Connection(ABC):
@@ -178,7 +186,7 @@ class Connection(ABC):
     # ---- what the two kinds differ in; all but `_open` on the owner's thread ----
 
     @abstractmethod
-    def _open(self, address_index: int, timeout_s: float) -> Control:
+    def _open(self, address_index: int, timeout_s: float, on_stage: Callable[[Stage], None]) -> Control:
         """Connect TCP and TLS; runs on a helper thread."""
 
     @abstractmethod
@@ -190,8 +198,8 @@ class Connection(ABC):
         """A new connection begins."""
 
     @abstractmethod
-    def _established(self, control: Control) -> None:
-        """The broker accepted the connection."""
+    def _established(self, control: Control, limits: BrokerLimits) -> None:
+        """The broker accepted the connection.  May raise Ended, where it is of no use to us."""
 
     @abstractmethod
     def _next_bytes(self) -> memoryview | None:
@@ -212,6 +220,10 @@ class Connection(ABC):
     @abstractmethod
     def _woken(self) -> None:
         """Somebody called `wake`; also while offline."""
+
+    def _idle(self) -> float:
+        """Called while offline.  Returns in how many seconds to call again."""
+        return math.inf
 
     def _wants_to_read(self) -> bool:
         return True
@@ -289,7 +301,10 @@ class Connection(ABC):
             self._log.log(logging.ERROR, "surprise", "%s: %s", self._name, explain(exc), exc_info=exc)
 
     def _went_up(self, control: Control, url: str) -> None:
-        self._established(control)
+        limits = control.limits or BrokerLimits()
+        self._alive = KeepAlive(limits.server_keep_alive or self._options.keep_alive)
+        self._alive.restart(time.monotonic())
+        self._established(control, limits)
         self.connects += 1
         self.state = "up"
         self.first_attempt.set()
@@ -317,11 +332,14 @@ class Connection(ABC):
         """Until `is_over`, of which `wake` tells, or the deadline; calls of `wake` are served."""
         poller = select.poll()
         poller.register(self._own_wake_fd, select.POLLIN)
+        idle_s = self._idle() + time.monotonic()
         while not is_over():
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
                 return
-            if poller.poll(left_s * 1000 + 1):
+            if now_s >= idle_s:
+                idle_s = self._idle() + now_s
+            if poller.poll((min(deadline_s, idle_s) - now_s) * 1000 + 1):
                 self._clear_wake()
                 self._woken()
 
@@ -339,12 +357,21 @@ class Connection(ABC):
         self._restart()
         self._alive.restart(time.monotonic())
         self._read_waits_for_write = False
-        self._loop(control, lambda: self._stopping or self._inbound.connack >= 0, deadline_s)
+        connack_by_s = min(deadline_s, time.monotonic() + self._options.connack_timeout)
+        self._loop(control, lambda: self._stopping or self._inbound.connack >= 0, connack_by_s)
         if self._inbound.connack > 0:
             raise self._closed()
         if self._inbound.connack < 0:
             raise Ended("closed" if self._stopping else "no CONNACK in time")
         return control
+
+    def _has_moved(self, attempt: Attempt, stage: tuple[Stage, float]) -> bool:
+        return self._stopping or attempt.is_over or attempt.stage is not stage
+
+    def _stage_ends_s(self, attempt: Attempt) -> float:
+        stage, since_s = attempt.stage
+        limits = {"name resolution": self._options.dns_timeout, "TCP": self._options.tcp_timeout}
+        return since_s + limits.get(stage, self._options.tls_timeout)
 
     def _connect_socket(self, timeout_s: float, deadline_s: float) -> Control:
         self._abandoned = [attempt for attempt in self._abandoned if not attempt.is_over]
@@ -352,19 +379,27 @@ class Connection(ABC):
             raise Ended("name resolution or TLS still hangs")
         index = self._next_address
         try:
-            attempt = Attempt(lambda: self._open(index, timeout_s), self.wake, f"{self._name}-connector")
+            attempt = Attempt(
+                lambda attempt: self._open(index, timeout_s, attempt.note_stage), self.wake, f"{self._name}-connector"
+            )
         except RuntimeError as exc:  # none may be started while the interpreter exits
             raise Ended(str(exc)) from None
         control: Control | None = None
         try:
-            self._wait_offline(lambda: self._stopping or attempt.is_over, deadline_s)
+            while not (self._stopping or attempt.is_over) and time.monotonic() < deadline_s:
+                ends_s = min(deadline_s, self._stage_ends_s(attempt))
+                if time.monotonic() >= ends_s:
+                    break
+                self._wait_offline(partial(self._has_moved, attempt, attempt.stage), ends_s)
             control = attempt.result()
+        except TimeoutError:
+            raise Ended(f"{attempt.stage[0]} timed out") from None
         finally:
             if control is None:
                 attempt.abandon()
                 self._abandoned.append(attempt)
         if control is None:
-            raise Ended("closed" if self._stopping else "timed out")
+            raise Ended("closed" if self._stopping else f"{attempt.stage[0]} timed out")
         return control
 
     # ---- connected ----
@@ -419,9 +454,14 @@ class Connection(ABC):
             self._check_alive(time.monotonic())
 
     def _closed(self) -> Ended:
-        code = self._inbound.connack
+        code, said = self._inbound.connack, self._inbound.reason_string
+        tail = f": {said}" if said else ""
         if code <= 0:
-            return ClosedByBroker()
+            code = self._inbound.disconnect
+            return ClosedByBroker("" if code < 0 else f": {reason_name(code, PacketTypes.DISCONNECT)}{tail}")
+        if code >= _FAILURE_5:
+            reason = f"refused: {reason_name(code, PacketTypes.CONNACK)}{tail}"
+            return Refused(reason) if code in _REFUSED_5 else Ended(reason)
         reason = _REFUSED.get(code, f"refused: code {code}")
         return Ended(reason) if code == _UNAVAILABLE else Refused(reason)
 

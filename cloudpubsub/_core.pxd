@@ -35,20 +35,27 @@ cdef extern from "_crc32c.h" nogil:
 cdef extern from "_record.h" nogil:
     enum:
         CPS_RECORD_RETAIN
+        CPS_RECORD_EXTRAS
+    uint64_t CPS_RECORD_TTL_MAX
     ctypedef struct cps_record:
         uint64_t position
         uint64_t stamp_ms
+        uint64_t ttl_ms
         uint32_t length_bytes
         uint32_t payload_bytes
         uint16_t topic_bytes
         uint16_t userdata_bytes
+        uint16_t properties_bytes
         uint8_t flags
         c_bool is_pad
     uint64_t cps_record_span(uint64_t length_bytes) noexcept
     cps_status cps_record_load(const uint8_t *at, uint64_t available, uint64_t position, cps_record *out) noexcept
+    cps_status cps_record_load_extras(const uint8_t *at, cps_record *record) noexcept
+    uint64_t cps_record_age_ms(const cps_record *record, uint64_t boot_ms, c_bool earlier_boot) noexcept
     const uint8_t *cps_record_topic(const uint8_t *at) noexcept
     const uint8_t *cps_record_payload(const uint8_t *at, const cps_record *record) noexcept
     const uint8_t *cps_record_userdata(const uint8_t *at, const cps_record *record) noexcept
+    const uint8_t *cps_record_properties(const uint8_t *at, const cps_record *record) noexcept
 
 cdef extern from "_shared.h" nogil:
     ctypedef struct cps_produced:
@@ -76,7 +83,10 @@ cdef extern from "_ring.h" nogil:
         uint32_t payload_bytes
         uint16_t topic_bytes
         uint16_t userdata_bytes
+        uint16_t properties_bytes
         uint8_t flags
+        const uint8_t *properties
+        uint64_t ttl_ms
 
 cdef extern from "_segment.h" nogil:
     ctypedef struct cps_scan:
@@ -112,6 +122,8 @@ cdef extern from "_log.h" nogil:
         CPS_STORAGE_FAILED
     enum cps_reason:
         CPS_REASON_QUOTA
+        CPS_REASON_EXPIRED
+        CPS_REASON_DEAD
     uint64_t CPS_NO_LIMIT_MS
     ctypedef struct cps_log_config:
         const cps_io *io
@@ -144,6 +156,7 @@ cdef extern from "_log.h" nogil:
         c_bool meta_damaged
         int error
         const char *where
+        uint8_t spool_id[16]
         uint16_t identity_bytes
         uint8_t identity[1024]
     ctypedef struct cps_loss:
@@ -170,6 +183,7 @@ cdef extern from "_log.h" nogil:
         uint64_t damaged_ranges
         uint64_t damaged_bytes
         uint64_t quarantine_bytes
+        uint64_t expired_messages
         uint64_t uncertain_first
         uint64_t uncertain_end
         cps_storage storage
@@ -179,6 +193,7 @@ cdef extern from "_log.h" nogil:
         size_t size
         uint64_t position
         uint64_t lost_end
+        c_bool earlier_boot
     cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened) noexcept
     void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) noexcept
     bint cps_log_finish(cps_log *log, uint64_t timeout_ms) noexcept
@@ -191,7 +206,8 @@ cdef extern from "_log.h" nogil:
     void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) noexcept
     c_bool cps_log_arm(cps_log *log) noexcept
     void cps_log_rewind(cps_log *log) noexcept
-    void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes) noexcept
+    void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes, const cps_loss *ended,
+                        size_t n) noexcept
     cps_status cps_log_settle_through(cps_log *log, uint64_t position) noexcept
     cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record, const uint8_t **at) noexcept
     void cps_log_link(cps_log *log, c_bool up) noexcept
@@ -206,6 +222,24 @@ cdef extern from "_log.h" nogil:
 cdef extern from "_window.h" nogil:
     ctypedef struct cps_window:
         pass
+    enum cps_fate:
+        CPS_FATE_ACKED
+        CPS_FATE_DEAD
+        CPS_FATE_EXPIRED
+    enum:
+        CPS_WINDOW_ENDINGS
+    ctypedef struct cps_ending:
+        uint64_t first
+        uint64_t end
+        uint64_t messages
+        uint64_t bytes
+        cps_fate fate
+    cps_status cps_window_recall(cps_window *window, uint64_t position, cps_fate *fate) noexcept
+    cps_status cps_window_refuse(cps_window *window, uint16_t packet_id, uint64_t *position) noexcept
+    cps_status cps_window_end(cps_window *window, uint64_t position, cps_fate fate) noexcept
+    const cps_ending *cps_window_endings(const cps_window *window, size_t *count) noexcept
+    void cps_window_told(cps_window *window) noexcept
+    uint32_t cps_window_held(const cps_window *window) noexcept
     cps_status cps_window_open(uint32_t messages_max, uint64_t bytes_max, cps_window **out) noexcept
     void cps_window_close(cps_window *window) noexcept
     void cps_window_limit(cps_window *window, uint32_t messages_max, uint64_t bytes_max) noexcept
@@ -222,6 +256,8 @@ cdef extern from "_window.h" nogil:
 cdef extern from "_wire.h" nogil:
     enum:
         CPS_WIRE_LEVEL_311
+        CPS_WIRE_LEVEL_5
+        CPS_WIRE_ID_PREFIX_MAX
         CPS_WIRE_PUBACK_BYTES
         CPS_WIRE_CONNACK
         CPS_WIRE_PUBLISH
@@ -233,25 +269,54 @@ cdef extern from "_wire.h" nogil:
         CPS_WIRE_OUTPUT_FULL
         CPS_WIRE_WINDOW_FULL
         CPS_WIRE_LIMIT
+        CPS_WIRE_HELD
         CPS_WIRE_REFUSED
+    enum cps_wire_unsendable:
+        CPS_WIRE_SENDABLE
+        CPS_WIRE_OVERSIZE
+        CPS_WIRE_RETAINED
+    uint32_t CPS_WIRE_PACKET_MAX
+    ctypedef struct cps_wire_aliases:
+        uint16_t count
+    void cps_wire_aliases_reset(cps_wire_aliases *aliases, uint16_t limit) noexcept
     ctypedef struct cps_wire_source:
         const uint8_t *bytes
         size_t size_bytes
         uint64_t position
         uint64_t dup_below
         uint64_t now_ms
+        uint64_t boot_ms
+        uint64_t bytes_max
         uint32_t messages_max
+        uint32_t hold_messages
+        uint32_t packet_bytes_max
+        uint16_t id_prefix_bytes
         uint8_t level
+        c_bool earlier_boot
+        c_bool no_retain
+        cps_wire_aliases *aliases
+        const uint8_t *id_prefix
+        uint64_t *after
     ctypedef struct cps_wire_framed:
         size_t consumed_bytes
         size_t produced_bytes
         uint32_t messages
         uint32_t resent
         uint32_t skipped
+        uint32_t held
         uint32_t packet_bytes
+        uint64_t unsendable_position
+        cps_wire_unsendable unsendable
         cps_wire_stop stop
     cps_status cps_wire_frame(const cps_wire_source *source, cps_window *window, uint8_t *out, size_t capacity,
                               cps_wire_framed *framed) noexcept
+    ctypedef struct cps_wire_record:
+        const uint8_t *at
+        const cps_record *record
+        const uint8_t *payload
+        uint32_t payload_bytes
+    cps_status cps_wire_frame_one(const cps_wire_source *source, const cps_wire_record *frm, cps_window *window,
+                                  uint8_t *out, size_t room, cps_wire_framed *framed) noexcept
     cps_status cps_wire_puback(uint8_t *out, size_t capacity, const uint16_t *ids, size_t n, size_t *produced) noexcept
     ctypedef struct cps_stream:
         pass
@@ -259,8 +324,10 @@ cdef extern from "_wire.h" nogil:
         const uint8_t *bytes
         const uint8_t *topic
         const uint8_t *payload
+        const uint8_t *properties
         uint32_t size_bytes
         uint32_t payload_bytes
+        uint32_t properties_bytes
         uint16_t topic_bytes
         uint16_t packet_id
         uint8_t type

@@ -1,7 +1,10 @@
 """Messages that were given up, kept in a bounded file where a person can look at them.
 
-One JSON object a line: `{"topic", "payload" (base64), "payload_bytes", "reason", "time" (seconds since 1970)}`.  When
-the file has reached its size it becomes `….1`, replacing the one before; so at most twice the size is kept.  Of a
+One JSON object a line: `{"direction", "topic", "payload" (base64), "payload_bytes", "reason", "time"}` (seconds since
+1970).  Direction "received": its handlers failed.  "published": the broker would not take it; then also `"position"`,
+and where there are any `"retain", "userdata" (base64), "user_properties"`.
+
+When the file has reached its size it becomes `….1`, replacing the one before; so at most twice the size is kept.  Of a
 message that is too large for a file, only the beginning of the payload is kept (`payload_bytes` tells).  Without a
 directory, or where the disk refuses, the latest are kept in memory, up to the same size.
 """
@@ -20,17 +23,26 @@ from pathlib import Path
 from cloudpubsub._message import Message
 from cloudpubsub._report import RateLimitedLog
 
-__all__ = ["DeadLetters"]
+__all__ = ["DeadLetters", "dead_letters_bytes"]
 
 _FILE_BYTES = 1 << 20
+_ENVELOPE_BYTES = 16 << 10
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _REASON_MAX = 1_000
+
+
+def dead_letters_bytes(max_spool_bytes: int, max_payload_bytes: int) -> int:
+    """How large a file may become: a sixteenth of the quota, at most 1 MiB, but with room for the largest payload."""
+    return max(min(_FILE_BYTES, max_spool_bytes // 16), max_payload_bytes * 4 // 3 + _ENVELOPE_BYTES)
 
 
 class DeadLetters:
     """Bounded store of dead letters.  Any thread; `add` writes to the disk when there is a directory."""
 
-    def __init__(self, directory: str | os.PathLike[str] | None, file_bytes: int = _FILE_BYTES) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str] | None, file_bytes: int = _FILE_BYTES, *, is_synced: bool = False
+    ) -> None:
+        self._is_synced = is_synced
         # An absolute path: the program may change its directory.
         self._path = None if directory is None else Path(directory).absolute() / "dead-letters.jsonl"
         self._file_bytes = file_bytes
@@ -61,13 +73,22 @@ class DeadLetters:
     def _line(self, message: Message, reason: str) -> bytes:
         # base64 makes 4 of 3, and in JSON a byte of the topic can become 6.
         room = max(0, (self._file_bytes - 1_024 - 6 * len(message.topic) - 6 * len(reason)) // 4 * 3)
-        letter = {
+        letter: dict[str, object] = {
+            "direction": "received" if message.position is None else "published",
             "topic": message.topic,
             "payload": base64.b64encode(message.payload[:room]).decode(),
             "payload_bytes": len(message.payload),
             "reason": reason,
             "time": round(time.time(), 3),
         }
+        if message.position is not None:
+            letter["position"] = message.position
+        if message.retain:
+            letter["retain"] = True
+        if message.userdata:
+            letter["userdata"] = base64.b64encode(message.userdata).decode()
+        if message.user_properties:
+            letter["user_properties"] = message.user_properties
         return json.dumps(letter).encode() + b"\n"
 
     def _append(self, path: Path, line: bytes) -> None:
@@ -84,6 +105,8 @@ class DeadLetters:
                 written = 0
                 while written < len(line):
                     written += os.write(fd, line[written:])
+                if self._is_synced:
+                    os.fdatasync(fd)
             except OSError:
                 # Half a line would spoil the next one.
                 os.ftruncate(fd, size)

@@ -160,6 +160,12 @@ class Dispatcher:
         except RuntimeError:  # no thread may be started any more: the interpreter exits
             self._started = False
 
+    def note_error(self, fn: Callable[..., object], exc: BaseException) -> None:
+        """A callback that runs on another thread raised."""
+        with self._lock:
+            self.callback_errors += 1
+        self._log.log(logging.ERROR, f"callback {_name(fn)}", "callback %s raised", _name(fn), exc_info=exc)
+
     def is_current_thread(self) -> bool:
         """Whether the caller is a handler or callback."""
         return threading.get_ident() == self._thread.ident

@@ -123,8 +123,8 @@ class Seconds(Kind):
 class Choice(Kind):
     """One of a few words."""
 
-    def __init__(self, *words: str) -> None:
-        super().__init__()
+    def __init__(self, *words: str, optional: bool = False) -> None:
+        super().__init__(optional=optional)
         self.words = words
 
     @property

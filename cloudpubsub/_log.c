@@ -498,6 +498,7 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     enum cps_status status = CPS_OK;
     if (log->config.directory != NULL) status = open_store(log, opened);
     if (status != CPS_OK) return status;
+    memcpy(opened->spool_id, log->meta.spool_id, sizeof opened->spool_id);
     opened->clean = log->meta.clean || log->meta.epoch == 0;
     log->epoch = log->meta.epoch + 1;
     opened->where = "the ring";

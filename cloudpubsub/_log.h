@@ -39,6 +39,8 @@ enum cps_reason { /* why records ended without an acknowledgement */
     CPS_REASON_REFUSED,    /* drop_newest */
     CPS_REASON_DAMAGED,    /* bytes on the disk failed their checksum */
     CPS_REASON_UNREADABLE, /* the file cannot be read any more */
+    CPS_REASON_EXPIRED,    /* its time to live was over before it could be sent */
+    CPS_REASON_DEAD,       /* in the dead letters: counted apart, and not in the ledger */
     CPS_REASONS,
 };
 #define CPS_NO_LIMIT_MS UINT64_MAX
@@ -78,6 +80,7 @@ typedef struct cps_opened { /* what open found, or why it failed */
     bool meta_damaged; /* the meta file was unusable and made anew */
     int error;         /* errno of CPS_IO */
     const char *where; /* what could not be opened: a literal */
+    uint8_t spool_id[16]; /* zeros without a directory */
     uint16_t identity_bytes;
     uint8_t identity[1024]; /* the spool's, with CPS_FOREIGN */
 } cps_opened;
@@ -108,6 +111,7 @@ typedef struct cps_log_stats {
     uint64_t damaged_ranges;
     uint64_t damaged_bytes;
     uint64_t quarantine_bytes;
+    uint64_t expired_messages; /* of those dropped; over the life of the spool */
     uint64_t uncertain_first; /* see _ledger.h */
     uint64_t uncertain_end;
     enum cps_storage storage;
@@ -153,6 +157,7 @@ typedef struct cps_batch {
     size_t size;          /* 0: [position, lost_end) is lost (counted already): pass over it */
     uint64_t position;
     uint64_t lost_end;
+    bool earlier_boot; /* stamped by the clock of a boot that is over */
 } cps_batch;
 
 /* The records from `sent` on, about `max_bytes` of them when they are on the disk.  They count as in flight until
@@ -166,8 +171,9 @@ bool cps_log_arm(cps_log *log);
 /* The connection is gone: sending starts again at `head`. */
 void cps_log_rewind(cps_log *log);
 
-/* Everything before `head` is settled; of the records passed over, `messages` with `bytes` were acknowledged. */
-void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes);
+/* Everything before `head` is settled; of the records passed over, `messages` with `bytes` were acknowledged, and the
+ * `n` ranges of `ended` (reasons EXPIRED and DEAD) ended otherwise. */
+void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n);
 
 /* Settle every record up to and including the one at `position`, which was read.  CPS_OK; CPS_UNKNOWN: no pending
  * record that was read starts there; CPS_IO. */

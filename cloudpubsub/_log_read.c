@@ -119,6 +119,7 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
     batch->bytes = span.size > 0 ? span.bytes : NULL;
     batch->size = span.size;
     batch->lost_end = span.size > 0 ? 0 : span.lost_end;
+    batch->earlier_boot = segment->earlier_boot;
     log->pads_from = span.size > 0 ? position + span.messages_size : 0;
     log->pads_end = span.size > 0 ? position + span.size : 0;
     return CPS_OK;
@@ -145,6 +146,7 @@ enum cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) {
             log->reading_ring = true;
             log->sent = position + batch->size;
             batch->lost_end = 0;
+            batch->earlier_boot = false;
         }
     }
     (void)pthread_mutex_unlock(&log->lock);
@@ -303,6 +305,6 @@ enum cps_status cps_log_settle_through(cps_log *log, uint64_t position) {
     }
     if (status == CPS_OK && here > log->sent) here = log->sent;
     (void)pthread_mutex_unlock(&log->lock);
-    if (status == CPS_OK) cps_log_settle(log, here, messages, bytes);
+    if (status == CPS_OK) cps_log_settle(log, here, messages, bytes, NULL, 0);
     return status;
 }

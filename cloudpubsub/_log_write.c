@@ -135,6 +135,13 @@ static void merge(cps_loss *into, const cps_loss *loss) {
     into->bytes += loss->bytes;
 }
 
+/* What `wait` wants to know of a position. */
+static void remember(cps_log *log, const cps_loss *loss) {
+    cps_loss *known = &log->known[(log->known_next + CPS_LOSSES_KNOWN - 1) % CPS_LOSSES_KNOWN];
+    if (known->messages > 0 && known->reason == loss->reason && known->end == loss->first) merge(known, loss);
+    else log->known[log->known_next++ % CPS_LOSSES_KNOWN] = *loss;
+}
+
 void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages, uint64_t bytes,
                   enum cps_reason reason) {
     cps_loss loss = {.first = first, .end = end, .messages = messages, .bytes = bytes, .reason = reason};
@@ -149,9 +156,7 @@ void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages,
         if (i > 0) merge(&log->losses[i - 1], &loss);
         else log->losses[log->losses_used++] = loss;
     }
-    cps_loss *known = &log->known[(log->known_next + CPS_LOSSES_KNOWN - 1) % CPS_LOSSES_KNOWN];
-    if (known->messages > 0 && known->reason == reason && known->end == first) merge(known, &loss);
-    else log->known[log->known_next++ % CPS_LOSSES_KNOWN] = loss;
+    remember(log, &loss);
     cps_ledger_add(&log->ledger, first, end, messages, bytes, reason, log->io->wall_ms(log->io->context));
     log->ledger_moved = log->ledger_unsaved = true;
     if (!log->checkpoint_timed) (void)pthread_cond_signal(&log->work); /* to have it saved soon */
@@ -269,7 +274,7 @@ static void wake(cps_log *log, unsigned due) {
 
 static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *message, uint64_t *position) {
     cps_produced now;
-    uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
+    uint64_t span = cps_record_span(cps_message_length(message));
     cps_ring_refuse(log->ring, message, &now);
     CPS_CRASH_POINT("refuse-counted");
     *position = CPS_REFUSED_POSITION + (now.refused - 1) * CPS_RECORD_ALIGN;
@@ -297,7 +302,7 @@ static uint64_t stamp_now(cps_log *log) {
 
 enum cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience *patience, uint64_t *position) {
     unsigned due = 0;
-    uint64_t span = cps_record_span(cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes));
+    uint64_t span = cps_record_span(cps_message_length(message));
     if (log->has_store && span > log->config.segment_bytes / CPS_SEGMENT_RECORD_SHARE) return CPS_TOO_LARGE;
     message->stamp_ms = stamp_now(log);
     enum cps_status status = cps_ring_push(log->ring, message, patience == NULL, position, &due);
@@ -341,16 +346,35 @@ void cps_log_link(cps_log *log, bool up) {
     (void)pthread_mutex_unlock(&log->lock);
 }
 
-void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes) {
+/* Under the lock: records that the head passes and that ended without an acknowledgement. */
+static void end_otherwise(cps_log *log, const cps_loss *loss) {
+    if (loss->reason == CPS_REASON_DEAD) {
+        log->settled.dead_messages += loss->messages;
+        log->settled.dead_bytes += loss->bytes;
+        remember(log, loss);
+        return;
+    }
+    log->settled.dropped_messages += loss->messages;
+    log->settled.dropped_bytes += loss->bytes;
+    cps_log_lose(log, loss->first, loss->end, loss->messages, loss->bytes, loss->reason);
+}
+
+void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n) {
+    uint64_t all = messages, all_bytes = bytes;
+    for (size_t i = 0; i < n; i++) {
+        all += ended[i].messages;
+        all_bytes += ended[i].bytes;
+    }
     (void)pthread_mutex_lock(&log->lock);
     CPS_ASSERT(head >= log->settled.head);
     CPS_ASSERT(head <= log->sent);
     head = cps_log_over_pads(log, head);
     CPS_CRASH_POINT("settle-begin");
-    settle_in_segments(log, log->settled.head, head, messages, bytes);
+    settle_in_segments(log, log->settled.head, head, all, all_bytes);
     log->settled.head = head;
     log->settled.acked_messages += messages;
     log->settled.acked_bytes += bytes;
+    for (size_t i = 0; i < n; i++) end_otherwise(log, &ended[i]);
     if (log->store.first != NULL && !log->checkpoint_timed) {
         log->checkpoint_timed = true; /* one wake-up a checkpoint, not one a batch */
         (void)pthread_cond_signal(&log->work);
@@ -473,6 +497,7 @@ void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
     out->damaged_ranges = log->damaged_ranges;
     out->damaged_bytes = log->damaged_bytes;
     out->quarantine_bytes = log->quarantine.bytes;
+    out->expired_messages = log->ledger.totals[CPS_REASON_EXPIRED].messages;
     out->uncertain_first = log->ledger.uncertain_first;
     out->uncertain_end = log->ledger.uncertain_end;
     out->storage = log->storage;
@@ -487,6 +512,8 @@ const char *cps_reason_name(enum cps_reason reason) {
     case CPS_REASON_REFUSED: return "full, newest dropped";
     case CPS_REASON_DAMAGED: return "damaged on disk";
     case CPS_REASON_UNREADABLE: return "unreadable on disk";
+    case CPS_REASON_EXPIRED: return "expired";
+    case CPS_REASON_DEAD: return "moved to the dead letters";
     case CPS_REASONS: break;
     }
     return "unknown";

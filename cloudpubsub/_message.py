@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloudpubsub._errors import OptionError, TopicError
+from cloudpubsub._properties import decode_user_properties
 from cloudpubsub._topic import check_topic
 
 __all__ = ["Drop", "Message", "Recovery", "Stats", "Will"]
@@ -28,11 +29,12 @@ class Message:
         retain: Published: keep it at the broker.  Received: it was kept there.
         duplicate: Received: the broker may have delivered it before.
         qos: 0 or 1.
+        user_properties: Pairs of text that travel beside the payload under MQTT 5; () under 3.1.1.
 
     (A plain class, because one is made for every message received: a frozen dataclass takes five times as long.)
     """
 
-    __slots__ = ("duplicate", "payload", "position", "qos", "retain", "topic", "userdata")
+    __slots__ = ("_properties", "duplicate", "payload", "position", "qos", "retain", "topic", "userdata")
     __match_args__ = ("topic", "payload", "position")
 
     def __init__(
@@ -44,6 +46,7 @@ class Message:
         retain: bool = False,
         duplicate: bool = False,
         qos: int = 1,
+        properties: bytes = b"",
     ) -> None:
         self.topic: Final = topic
         self.payload: Final = payload
@@ -52,9 +55,17 @@ class Message:
         self.retain: Final = retain
         self.duplicate: Final = duplicate
         self.qos: Final = qos
+        self._properties: Final = properties  # as they travel; decoded when somebody asks
+
+    @property
+    def user_properties(self) -> tuple[tuple[str, str], ...]:
+        return decode_user_properties(self._properties)
 
     def _values(self) -> tuple[object, ...]:
-        return (self.topic, self.payload, self.position, self.userdata, self.retain, self.duplicate, self.qos)
+        return (
+            self.topic, self.payload, self.position, self.userdata, self.retain, self.duplicate, self.qos,
+            self._properties,
+        )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, Message) else NotImplemented
@@ -159,14 +170,20 @@ class Stats:
     #: Taken out by a limit that the user set.
     dropped: int
     dropped_bytes: int
+    #: Of those dropped, because their time to live was over.
+    expired: int
     #: Refused by the broker for good and moved to the dead letters.
     dead_lettered: int
     dead_lettered_bytes: int
     #: Still to be acknowledged, those in flight included.
     backlog_messages: int
     backlog_bytes: int
+    #: Seconds until the backlog is sent, at the rates of the last minute; 0.0 without one, infinite if it grows.
+    drain_seconds: float
     #: Sent again after a reconnect.
     resent: int
+    #: Refused by the broker; each refusal counts.
+    refused_by_broker: int
     #: On the wire and not yet acknowledged, now.
     inflight: int
     #: Age of the oldest message of the backlog, in seconds; 0.0 without one.

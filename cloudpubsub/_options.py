@@ -25,6 +25,7 @@ from cloudpubsub._errors import OptionError
 from cloudpubsub._fields import Callback, Choice, Flag, Integer, Kind, Path, Seconds, Text, setting
 from cloudpubsub._message import Drop, Message, Will
 from cloudpubsub._tls import TLS
+from cloudpubsub.dedupe import MessageId
 
 __all__ = ["Options"]
 
@@ -35,6 +36,15 @@ _TOPIC_ALLOWANCE_BYTES = 1_024
 _SESSION_EXPIRY_S = 86_400
 _ENV_PREFIX = "CLOUDPUBSUB_"
 _DAY_S = 86_400.0
+_PAYLOAD_MAX: dict[str | None, int] = {"aws-iot-core": 128 * KIB}
+_PRESETS: dict[str, dict[str, Any]] = {
+    # docs.aws.amazon.com/general/latest/gr/iot-core.html: limits of a connection
+    "aws-iot-core": {
+        "max_publish_rate": 100.0,
+        "max_publish_bytes_rate": 512.0 * KIB,
+        "max_inflight": 100,
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +72,11 @@ class Options:
     tls: TLS | None = None
     #: Published by the broker when the publish connection is lost without a goodbye.
     will: Will | None = None
-    #: MQTT version.  Only "3.1.1" at present.
-    protocol: Literal["3.1.1"] = setting(Choice("3.1.1"), "3.1.1")
+    #: MQTT version, on both connections.
+    protocol: Literal["3.1.1", "5"] = setting(Choice("3.1.1", "5"), "3.1.1")
+    #: Limits of a known service, for those of `max_publish_rate`, `max_publish_bytes_rate`, `max_inflight` and
+    #: `max_payload_bytes` that are not given.  "aws-iot-core": 100 messages/s, 512 KiB/s, 100 in flight, 128 KiB.
+    preset: Literal["aws-iot-core"] | None = setting(Choice("aws-iot-core", optional=True), None)
     #: Seconds of silence after which the link is tested; it is given up after one and a half times as long.
     keep_alive: int = setting(Integer(1, 65_535, "seconds"), 60)
 
@@ -111,17 +124,34 @@ class Options:
     #: Seconds that publish() may wait for a healthy disk while the ring is full.
     spill_timeout: float = setting(Seconds(0, _DAY_S), 10.0)
 
-    #: Messages on the wire without acknowledgement, 1 to 65,534.
-    max_inflight: int = setting(Integer(1, 65_534, "messages"), 10_000)
+    #: Seconds after which a message that could not be sent is dropped and counted as expired.  `publish(ttl=…)` says it
+    #: for one message.  None: never.  Time that the machine was off does not count.
+    ttl: float | None = setting(Seconds(0.001, 365 * _DAY_S, optional=True), None)
+
+    #: Messages on the wire without acknowledgement, 1 to 65,534.  Derived: 10,000, or what `preset` says.
+    max_inflight: int = setting(Integer(1, 65_534, "messages"), None, derived=True)
     #: Bytes on the wire without acknowledgement, so that a slow link is not taken for a dead one.  Afterwards the value
     #: in force, which is at most half of `ring_bytes`.
     max_inflight_bytes: int = setting(Integer(KIB, GIB, "bytes"), MIB)
     #: Messages sent per second.  None: as fast as the link takes them.
     max_publish_rate: float | None = setting(Seconds(0.001, 1e9, unit="messages/s", optional=True), None)
-    #: Seconds without any acknowledgement for messages in flight after which the link is given up.
+    #: Bytes of packets sent per second, apart from what the network adds.  None: as fast as the link takes them.
+    max_publish_bytes_rate: float | None = setting(Seconds(1, 1e12, unit="bytes/s", optional=True), None)
+    #: Seconds after which the acknowledgement of a message that the peer's TCP has taken is overdue: where none came
+    #: for so long, or one for a later message came so long ago.  The link is given up then.
     ack_timeout: float = setting(Seconds(0.1, _DAY_S), 30.0)
+    #: A message is moved to the dead letters when the link drops within so many seconds of sending it alone, three
+    #: times, and a link that carries another in its place stays up for as long.  None: never.
+    poison_window: float | None = setting(Seconds(0.1, _DAY_S, optional=True), 10.0)
+    #: With protocol "5": each message carries its id (`MessageId`) as the user property "cloudpubsub-id".
+    message_ids: bool = setting(Flag(), False)
     #: Seconds for one attempt to connect, from name resolution to the broker's answer.
     connect_timeout: float = setting(Seconds(0.1, _DAY_S), 30.0)
+    #: Of these, for each of its parts: name resolution, TCP (each address), the TLS handshake, the broker's answer.
+    dns_timeout: float = setting(Seconds(0.1, _DAY_S), 10.0)
+    tcp_timeout: float = setting(Seconds(0.1, _DAY_S), 10.0)
+    tls_timeout: float = setting(Seconds(0.1, _DAY_S), 20.0)
+    connack_timeout: float = setting(Seconds(0.1, _DAY_S), 20.0)
     #: Seconds between attempts to connect: from `reconnect_min`, doubling with jitter, never above `reconnect_max`.
     reconnect_min: float = setting(Seconds(0.001, _DAY_S), 1.0)
     reconnect_max: float = setting(Seconds(0.001, _DAY_S), 60.0)
@@ -154,8 +184,13 @@ class Options:
     on_publish: Callable[[Message], object] | None = setting(Callback(optional=True), None)
     #: A limit took messages out of the log.
     on_drop: Callable[[Drop], object] | None = setting(Callback(optional=True), None)
-    #: A message was moved to the dead letters; the second argument is the reason.
+    #: A message, published or received, was moved to the dead letters; the second argument is the reason.
     on_dead_letter: Callable[[Message, str], object] | None = setting(Callback(optional=True), None)
+
+    #: Called on the publish connection's thread for every message that is sent, with the message and its `MessageId`;
+    #: what it returns (bytes) is sent as the payload.  So a payload can carry the id under 3.1.1.  It must return
+    #: the same each time, quickly; an exception is logged and counted, and the payload stays as it is.
+    payload_hook: Callable[[Message, MessageId], bytes] | None = setting(Callback(optional=True), None)
 
     #: `broker`, taken apart.
     addresses: tuple[Address, ...] = field(init=False, repr=False, compare=False)
@@ -172,6 +207,7 @@ class Options:
                 self._set(item.name, kind.check(item.name, value))
             elif not (kind.optional or item.metadata["derived"]):
                 raise kind.refuse(item.name, value)
+        self._resolve_preset()
         self._resolve_broker()
         self._resolve_identity()
         self._resolve_sizes()
@@ -186,6 +222,25 @@ class Options:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _resolve_preset(self) -> None:
+        values = _PRESETS[self.preset] if self.preset is not None else {}
+        for name, value in {"max_inflight": 10_000, **values}.items():
+            if getattr(self, name) is None:
+                self._set(name, value)
+        if self.message_ids and self.protocol != "5":
+            raise OptionError("message_ids", "True", 'MQTT 3.1.1 has no user properties; protocol="5", or payload_hook')
+
+    @classmethod
+    def check_setting(cls, name: str, value: Any) -> Any:
+        """`value` in its stored form, if the setting `name` by itself allows it."""
+        kind: Kind = next(item.metadata["kind"] for item in fields(cls) if item.name == name)
+        return None if value is None and kind.optional else kind.check(name, value)
+
+    @property
+    def protocol_level(self) -> int:
+        """As CONNECT carries it."""
+        return 5 if self.protocol == "5" else 4
 
     def _resolve_broker(self) -> None:
         urls, username, password = _split_broker(self.broker)
@@ -236,7 +291,8 @@ class Options:
         record_max = min(self.ring_bytes, self.segment_bytes) // 4
         payload_max = record_max - _RECORD_HEADER_BYTES - _TOPIC_ALLOWANCE_BYTES
         if given.max_payload_bytes is None:
-            self._set("max_payload_bytes", min(256 * KIB, payload_max))
+            usual = _PAYLOAD_MAX.get(self.preset, 256 * KIB)
+            self._set("max_payload_bytes", min(usual, payload_max))
         elif self.max_payload_bytes > payload_max:
             allowed = (
                 f"at most {payload_max}, a quarter of the smaller of ring_bytes={self.ring_bytes} and "

@@ -17,10 +17,14 @@ import ssl
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from cloudpubsub._link import PACKET_MAX
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from cloudpubsub._address import Address
     from cloudpubsub._options import Options
 
-__all__ = ["WOULD_BLOCK", "Control", "Tap", "open_control", "waits_for"]
+__all__ = ["WOULD_BLOCK", "BrokerLimits", "Control", "Stage", "Tap", "open_control", "waits_for"]
+
+Stage = Literal["name resolution", "TCP", "TLS", "CONNACK"]
 
 #: What a non-blocking socket, plain or TLS, raises when it can do nothing now.
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -148,11 +154,30 @@ class Control(PahoClient):
     """A paho client for one connection.  `tap` is there once TCP and TLS are up."""
 
     tap: Tap | None = None
+    #: What the broker said of itself in an MQTT 5 CONNACK.
+    limits: BrokerLimits | None = None
+    #: Told what the attempt to connect is at, on the thread that makes it.
+    on_stage: Callable[[Stage], None] = staticmethod(lambda _: None)
+    tcp_timeout: float = 5.0
 
     def _create_socket_connection(self) -> socket.socket:
-        sock = super()._create_socket_connection()
-        _open_sockets.add(sock)  # before the TLS handshake, which may take long
-        return sock
+        self.on_stage("name resolution")
+        found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
+        error: OSError = OSError(f"{self.host}: no address")
+        for family, kind, protocol, _, address in found:
+            self.on_stage("TCP")
+            sock = socket.socket(family, kind, protocol)
+            _open_sockets.add(sock)  # before the TLS handshake, which may take long
+            try:
+                sock.settimeout(self.tcp_timeout)
+                sock.connect(address)
+            except OSError as exc:
+                sock.close()
+                error = exc
+            else:
+                self.on_stage("TLS")
+                return sock
+        raise error
 
     def _create_socket(self) -> SocketLike:
         sock = cast(socket.socket, super()._create_socket())
@@ -189,6 +214,37 @@ class Control(PahoClient):
                 self.tap.close()
 
 
+class BrokerLimits(NamedTuple):
+    """The properties of an MQTT 5 CONNACK that matter here; under 3.1.1 there are none, and these are the defaults."""
+
+    receive_maximum: int = 65_535
+    maximum_packet_size: int = PACKET_MAX
+    topic_alias_maximum: int = 0
+    maximum_qos: int = 2
+    retain_available: bool = True
+    wildcards_available: bool = True
+    shared_available: bool = True
+    server_keep_alive: int | None = None
+
+    @classmethod
+    def of(cls, properties: Any) -> BrokerLimits:
+        """From paho's properties."""
+
+        def get(name: str, default: Any) -> Any:
+            return getattr(properties, name, default)
+
+        return cls(
+            get("ReceiveMaximum", 65_535),
+            min(PACKET_MAX, get("MaximumPacketSize", PACKET_MAX)),
+            get("TopicAliasMaximum", 0),
+            get("MaximumQoS", 2),
+            bool(get("RetainAvailable", 1)),
+            bool(get("WildcardSubscriptionAvailable", 1)),
+            bool(get("SharedSubscriptionAvailable", 1)),
+            get("ServerKeepAlive", None),
+        )
+
+
 def _quiet(*_: Any) -> None:
     """Its presence keeps paho from writing on the thread that calls it."""
 
@@ -201,6 +257,9 @@ def open_control(
     clean_session: bool,
     with_will: bool,
     timeout_s: float,
+    packet_max: int,
+    receive_maximum: int = 65_535,
+    on_stage: Callable[[Stage], None] | None = None,
     on_suback: Callable[[int, list[int]], None] | None = None,
     on_unsuback: Callable[[int], None] | None = None,
 ) -> Control:
@@ -209,13 +268,21 @@ def open_control(
     Raises OSError (ssl.SSLError is one), ValueError, an error of this package, or whatever a credentials callable
     raises.
     """
+    is_5 = options.protocol == "5"
     control = Control(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
-        clean_session=clean_session,
-        protocol=MQTTProtocolVersion.MQTTv311,
+        clean_session=None if is_5 else clean_session,
+        protocol=MQTTProtocolVersion.MQTTv5 if is_5 else MQTTProtocolVersion.MQTTv311,
         reconnect_on_failure=False,
     )
+    if on_stage is not None:
+        control.on_stage = on_stage
+
+    def note_limits(client: Any, _userdata: Any, _flags: Any, _code: Any, properties: Any) -> None:
+        client.limits = BrokerLimits.of(properties)
+
+    control.on_connect = note_limits
     control.on_socket_register_write = _quiet
     if on_suback is not None:
 
@@ -241,8 +308,17 @@ def open_control(
         control.tls_set_context(context)
         if options.tls.insecure:
             control.tls_insecure_set(True)
-    control.connect_timeout = timeout_s
-    control.connect_async(address.host, address.port, options.keep_alive)
+    control.connect_timeout = min(timeout_s, options.tls_timeout)
+    control.tcp_timeout = min(timeout_s, options.tcp_timeout)
+    session: dict[str, Any] = {}
+    if is_5:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = packet_max
+        properties.ReceiveMaximum = receive_maximum
+        if not clean_session:
+            properties.SessionExpiryInterval = options.session_expiry
+        session = {"clean_start": clean_session, "properties": properties}
+    control.connect_async(address.host, address.port, options.keep_alive, **session)
     try:
         control.reconnect()
     except BaseException:

@@ -3,22 +3,34 @@
 Messages never become Python objects on their way out: the `Sender` frames batches of records natively into one buffer,
 this thread hands the buffer to the socket, and the acknowledgements go natively back into the log.  The session is
 clean: the broker keeps nothing for a publisher, the log is the session.
+
+What cannot be delivered is another's to judge: `Refusals` (the broker said no), `Suspicion` (it hangs up).
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import math
+import struct
+import termios
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloudpubsub._connection import Connection, Ended
-from cloudpubsub._dispatcher import CallEach, Dispatcher
+from cloudpubsub._backoff import Backoff
+from cloudpubsub._connection import Connection, Ended, Refused
+from cloudpubsub._dispatcher import Call, CallEach, Dispatcher
 from cloudpubsub._errors import ClosedError, SpoolError
-from cloudpubsub._link import Sender
-from cloudpubsub._message import Drop
-from cloudpubsub._paho import Control, open_control
+from cloudpubsub._link import ANY_BYTES, Sender
+from cloudpubsub._message import Drop, Message
+from cloudpubsub._overdue import Overdue
+from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
+from cloudpubsub._rate import Bucket, Drain
+from cloudpubsub._refusal import Refusals, Verdict, reason_name
+from cloudpubsub._suspicion import Suspicion
 
 if TYPE_CHECKING:
     from cloudpubsub._options import Options
@@ -27,14 +39,23 @@ if TYPE_CHECKING:
 __all__ = ["Publisher"]
 
 _PACKET_MAX = 1 << 20  # what a broker has to say to a publisher is tiny
+_ANY_MESSAGES = 0xFFFFFFFF
 _READ_RETRY_S = 1.0
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
-_HEAD_LOOKS = 0.05  # of `ack_timeout`: how exactly the movement of the head is known
-_BURST_S = 0.1  # how much of `max_publish_rate` may be saved up
+_SWEEP_S = 1.0  # between looks for what has expired while there is no link
+
+
+def _boot_ms() -> int:
+    """The clock by which messages are stamped and expire; it goes on while the machine sleeps."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
 
 
 class Publisher(Connection):
-    """Owner of the publish connection and only reader of the log.  See `Connection` for the threads."""
+    """Owner of the publish connection and only reader of the log.  See `Connection` for the threads.
+
+    `keep_dead(message, reason)` is called on this thread for a message that the broker will not take, before it is
+    settled.
+    """
 
     def __init__(
         self,
@@ -43,31 +64,59 @@ class Publisher(Connection):
         dispatcher: Dispatcher,
         on_up: Callable[[str], None],
         on_down: Callable[[str], None],
+        keep_dead: Callable[[Message, str], None],
+        id_prefix: bytes,
+        hook: Callable[[Message, int, int], bytes] | None = None,
     ) -> None:
-        self._sender = Sender(log, options.max_inflight, options.max_inflight_bytes, _PACKET_MAX)
+        self._sender = Sender(
+            log,
+            options.max_inflight,
+            options.max_inflight_bytes,
+            _PACKET_MAX,
+            options.protocol_level,
+            id_prefix,
+            options.message_ids,
+            hook,
+        )
         super().__init__(
             options, "cloudpubsub-publish", options.client_id, self._sender, log.wake_fd, on_up, on_down
         )
         self._spool_log = log
         self._dispatcher = dispatcher
+        self._keep_dead = keep_dead
+        self._dead: deque[Call] = deque()  # reports of dead letters for which the dispatcher had no room
         self._reports = options.on_publish is not None
         self._held: CallEach | None = None  # a report for which the dispatcher had no room
-        self._oldest_s: float | None = None  # when the oldest message in flight was framed
-        self._head = -1  # of the log, when last looked at,
-        self._head_moved_s = 0.0  # and when it was last found to have moved
+        self._oldest: int | None = None  # position of the oldest message in flight,
+        self._oldest_s = 0.0  # and when it was framed
+        self._overdue = Overdue(options.ack_timeout)
+        self._has_swept = False
         self._read_again_s = 0.0
         self._was_acked = False  # on this connection
-        self._rate = options.max_publish_rate
-        self._tokens = 0.0
-        self._tokens_at_s = 0.0
+        self._was_established = False
+        self._window = 0  # messages in flight that options and broker allow
+        self._limits = BrokerLimits()
+        #: Messages and bytes a second; the rates may be set by any thread.
+        self.messages_rate = Bucket(options.max_publish_rate)
+        self.bytes_rate = Bucket(options.max_publish_bytes_rate)
+        self._refusals = Refusals()
+        self._refused_pause = Backoff(options.reconnect_min, options.reconnect_max)
+        self._again_s: float | None = None  # sending stands still for a refused message, and goes on then
+        self._suspicion = Suspicion()
+        self._control_s: float | None = None  # since when a message stands in for the suspect
+        self._control_acked_s: float | None = None
+        self.drain = Drain()
         #: Set whenever acknowledgements came.
         self.acked = threading.Event()
         #: Read by any thread.
         self.inflight = 0
         self.resent = 0
         self.unknown_acks = 0
+        self.refused = 0
 
-    def _open(self, address_index: int, timeout_s: float) -> Control:
+    # ---- connection ----
+
+    def _open(self, address_index: int, timeout_s: float, on_stage: Callable[[Stage], None]) -> Control:
         addresses = self._options.addresses
         return open_control(
             self._options,
@@ -76,6 +125,8 @@ class Publisher(Connection):
             clean_session=True,
             with_will=True,
             timeout_s=timeout_s,
+            packet_max=_PACKET_MAX,
+            on_stage=on_stage,
         )
 
     def _has_carried(self) -> bool:
@@ -84,67 +135,136 @@ class Publisher(Connection):
     def _restart(self) -> None:
         self._sender.restart()
         self._was_acked = False
-        self._head_moved_s = time.monotonic()
+        self._again_s = None
+        self._control_s = self._control_acked_s = None
+        self._overdue.restart(time.monotonic())
         self._note_inflight()
 
-    def _established(self, control: Control) -> None:
+    def _established(self, control: Control, limits: BrokerLimits) -> None:
+        if limits.maximum_qos < 1:
+            raise Refused("the broker takes no QoS 1, without which nothing is certain to arrive")
+        self._limits = limits
+        self._window = min(self._options.max_inflight, limits.receive_maximum)
+        self._sender.broker(
+            limits.receive_maximum, limits.maximum_packet_size, limits.topic_alias_maximum, limits.retain_available
+        )
+        if self._suspicion.is_control:
+            self._begin_control()
+        self._narrow()
+        self._was_established = True
         self._spool_log.link(True)
 
     def _lost(self) -> None:
         try:
+            if self._was_established:
+                self._was_established = False
+                self._suspect()
             # Nothing is in flight without a link, and may be dropped where that is the policy.
             self._restart()
             self._spool_log.link(False)
         except ClosedError:
             pass  # closed while we hung; there is nothing to tell any more
 
+    def _idle(self) -> float:
+        """While there is no link: what expires makes room."""
+        try:
+            if not self._has_swept or self._spool_log.ttl_seen:
+                self._has_swept = True
+                if self._sender.expire(_boot_ms()):
+                    self.report_losses()
+        except (ClosedError, SpoolError):
+            pass
+        return _SWEEP_S
+
     # ---- out ----
 
     def _next_bytes(self) -> memoryview | None:
         now_s = time.monotonic()
-        if self._stopping or now_s < self._read_again_s:
+        if self._stopping or now_s < self._read_again_s or not self._may_send(now_s):
             return None
-        room = self._take_tokens(now_s)
-        if room <= 0:
+        messages, size = self.messages_rate.available(now_s), self.bytes_rate.available(now_s)
+        if messages < 1 or size <= 0:
             return None
+        room = _ANY_MESSAGES if messages == math.inf else int(messages)
+        if self._control_s is not None:
+            room = 1
+        before = self._sender.framed_bytes
         try:
-            framed = self._sender.frame(int(now_s * 1000), room)
+            framed = self._sender.frame(
+                int(now_s * 1000), _boot_ms(), room, ANY_BYTES if size == math.inf else max(1, int(size))
+            )
         except SpoolError as exc:
             self._read_again_s = now_s + _READ_RETRY_S
             self._log.log(logging.ERROR, "read", "the spool cannot be read (tried again every second): %s", exc)
             return None
-        self._tokens -= framed
+        self.messages_rate.take(framed)
+        self.bytes_rate.take(self._sender.framed_bytes - before)
+        if self._sender.unsendable is not None:
+            self._bury_unsendable(*self._sender.unsendable)
         self._note_inflight()
+        if self._control_s is not None and self._control_acked_s is None and self.inflight == 0:
+            self._suspicion.give_up_control()  # there is no other to stand in for the suspect
+            self._end_control()
         return self._sender.unsent() if self._sender.has_unsent() else None
 
-    def _take_tokens(self, now_s: float) -> int:
-        """How many messages may go now."""
-        if self._rate is None:
-            return 0xFFFFFFFF
-        full = max(1.0, self._rate * _BURST_S)
-        self._tokens = min(full, self._tokens + (now_s - self._tokens_at_s) * self._rate)
-        self._tokens_at_s = now_s
-        return int(self._tokens)
+    def _may_send(self, now_s: float) -> bool:
+        """Whether something new may be sent, for all that is known of refused and suspected messages."""
+        if self._again_s is not None:
+            if self.inflight > 0 or now_s < self._again_s:
+                return False
+            self._again_s = None
+            self._send_again()
+        if self._control_s is None:
+            return True
+        if self._control_acked_s is not None:
+            if now_s < self._control_acked_s + self._poison_window_s():
+                return False
+            self._suspicion.acquit()
+        else:
+            return self.inflight == 0
+        self._end_control()
+        return True
+
+    def _send_again(self) -> None:
+        """From the oldest unsettled message on."""
+        self._sender.again()
+        self._overdue.restart(time.monotonic())
+        self._note_inflight()
 
     def _wrote(self, n: int) -> None:
         self._sender.sent(n)
+        self._overdue.wrote(n, time.monotonic())
 
     def _may_sleep(self) -> bool:
-        if self._stopping or self._sender.window_full or time.monotonic() < self._read_again_s:
+        if self._stopping or self._sender.window_full:
             return True
-        if self._rate is not None and self._tokens < 1:
+        if self._next_send_s() > time.monotonic():
             return True
         return self._spool_log.arm()
 
+    def _next_send_s(self) -> float:
+        """When sending may go on, where something other than the window and the log holds it up."""
+        times = [self._read_again_s, self.messages_rate.due_s(), self.bytes_rate.due_s(1.0)]
+        if self._again_s is not None:
+            times.append(math.inf if self.inflight > 0 else self._again_s)
+        if self._control_acked_s is not None:
+            times.append(self._control_acked_s + self._poison_window_s())
+        elif self._control_s is not None and self.inflight > 0:
+            times.append(math.inf)
+        return max(times)
+
     def _next_deadline_s(self) -> float | None:
-        times = []
-        if self._oldest_s is not None and self._held is None:
-            times.append(max(self._oldest_s, self._head_moved_s) + self._options.ack_timeout)
-        if self._rate is not None and self._tokens < 1:
-            times.append(self._tokens_at_s + (1 - self._tokens) / self._rate)
-        if self._read_again_s > time.monotonic():
-            times.append(self._read_again_s)
-        return min(times, default=None)
+        times = [math.inf]
+        if self._oldest is not None and self._held is None:
+            self._note_queue(time.monotonic())
+            due_s = self._overdue.due_s(self._oldest_s)
+            # While the peer's TCP has not taken it, nothing tells us when it does: look now and then.
+            times.append(due_s if due_s < math.inf else time.monotonic() + self._options.ack_timeout / 4)
+        now_s, next_send_s = time.monotonic(), self._next_send_s()
+        if next_send_s > now_s:
+            times.append(next_send_s)
+        first_s = min(times)
+        return None if first_s == math.inf else first_s
 
     def _is_drained(self) -> bool:
         return self.inflight == 0 and self._pending is None
@@ -155,16 +275,43 @@ class Publisher(Connection):
         if self._held is not None and self.is_up:
             return bytearray(), False
         reported, settled, control = self._sender.take(self._reports)
-        self._note_inflight()
+        self._note_inflight(settled > 0)
         if settled:
-            self._was_acked = True
-            self._note_head()
-            self.acked.set()
+            self._note_acked()
+        for refusal in self._sender.take_refusals():
+            self._note_refused(*refusal)
         if reported:
             assert self._options.on_publish is not None
             self._held = CallEach(self._options.on_publish, reported)
             self._report_held()
         return control, self._reports and settled >= _REPORTED and self._held is None
+
+    def _note_acked(self) -> None:
+        now_s = time.monotonic()
+        self._was_acked = True
+        self._overdue.acked(now_s)
+        self.acked.set()
+        if self.drain.is_due(now_s):
+            self._note_drain(now_s)
+        if self._control_s is not None and self._control_acked_s is None:
+            self._control_acked_s = now_s
+        if self._again_s is None:
+            self._refused_pause.reset()
+        if self._suspicion.is_watching or self._refusals:
+            head = self._spool_log.stats()["head"]
+            self._refusals.forget_below(head)
+            self._suspicion.moved(head)
+            self._narrow()
+
+    def _note_drain(self, now_s: float) -> None:
+        stats = self._spool_log.stats()
+        published, backlog = stats["published"], stats["backlog_messages"]
+        left_s = self.drain.seconds(now_s, published, published - backlog)
+        if self.drain.covers(now_s) and backlog > self._window and left_s == math.inf:
+            self._log.log(
+                logging.WARNING, "drain", "%s: the backlog of %d messages does not shrink", self._name, backlog
+            )
+        self.drain.note(now_s, published, published - backlog)
 
     def _report_held(self) -> bool:
         """Give the dispatcher the report that waits.  Returns whether none waits now."""
@@ -172,31 +319,106 @@ class Publisher(Connection):
             self._held = None
         return self._held is None
 
+    def _report_dead(self) -> None:
+        while self._dead and self._dispatcher.put(self._dead[0]):
+            self._dead.popleft()
+
     def _wants_to_read(self) -> bool:
-        return self._held is None
+        return self._held is None and not self._dead
 
     def _check(self, now_s: float) -> None:
-        if self._oldest_s is None or self._held is not None:
+        if self._oldest is None or self._held is not None:
             return
-        # What counts is the oldest message: without its acknowledgement the log cannot move on, however many others
-        # come.  On a slow link the head moves with each acknowledgement, so nothing is given up that only takes long.
-        if now_s - max(self._oldest_s, self._head_moved_s) >= self._options.ack_timeout:
+        self._note_queue(now_s)
+        if now_s >= self._overdue.due_s(self._oldest_s):
             raise Ended(f"no acknowledgement for {self._options.ack_timeout:g} s")
 
-    def _note_head(self) -> None:
-        now_s = time.monotonic()
-        if self._oldest_s is None:
-            self._head_moved_s = now_s
-        elif now_s - self._head_moved_s >= self._options.ack_timeout * _HEAD_LOOKS:
-            head = self._spool_log.stats()["head"]
-            if head != self._head:
-                self._head, self._head_moved_s = head, now_s
+    def _note_queue(self, now_s: float) -> None:
+        """What of ours the peer's TCP has not acknowledged, with TLS's own bytes."""
+        if self._control is None or self._control.tap is None or not self._overdue.waits:
+            return
+        try:
+            answer = fcntl.ioctl(self._control.tap.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        except OSError:
+            answer = b"\0\0\0\0"  # not a socket that can tell: what was written counts as taken
+        self._overdue.queue(struct.unpack("i", answer)[0], now_s)
 
-    def _note_inflight(self) -> None:
-        self.inflight, _, oldest_ms = self._sender.inflight()
-        self._oldest_s = None if oldest_ms is None else oldest_ms / 1000
+    def _note_inflight(self, was_acked: bool = False) -> None:
+        self.inflight, self._oldest, oldest_ms, _ = self._sender.inflight()
+        self._oldest_s = oldest_ms / 1000
+        self._overdue.oldest(self._oldest, time.monotonic(), was_acked)
         self.resent = self._sender.resent
         self.unknown_acks = self._sender.unknown_acks()
+
+    # ---- what the broker will not take ----
+
+    def _note_refused(self, position: int, code: int, said: str) -> None:
+        self.refused += 1
+        reason = reason_name(code) + (f": {said}" if said else "")
+        verdict = self._refusals.judge(position, code)
+        self._log.log(
+            logging.WARNING, f"refused {code}", "%s: the broker refused the message at position %d: %s; %s",
+            self._name, position, reason, "it is sent again" if verdict is Verdict.AGAIN else "it is given up",
+        )  # fmt: skip
+        self._narrow()
+        if verdict is Verdict.DEAD:
+            self._bury(position, f"refused by the broker: {reason}")
+        elif self._again_s is None:
+            self._again_s = time.monotonic() + self._refused_pause.next_s()
+
+    def _bury_unsendable(self, position: int, why: str) -> None:
+        if why == "retained":
+            reason = "retained, and the broker keeps no retained messages"
+        else:
+            reason = f"larger than the broker's Maximum Packet Size of {self._limits.maximum_packet_size} bytes"
+        self._log.log(logging.WARNING, reason, "%s: the message at position %d: %s", self._name, position, reason)
+        self._bury(position, reason)
+
+    def _bury(self, position: int, reason: str) -> None:
+        """The message at `position`, which is held or in flight, goes to the dead letters."""
+        message = self._spool_log.look(position)
+        if message is None:
+            self._log.log(logging.ERROR, "bury", "the message at position %d cannot be read any more", position)
+        else:
+            self._keep_dead(message, reason)
+            if self._options.on_dead_letter is not None:
+                self._dead.append(Call(self._options.on_dead_letter, message, reason))
+                self._report_dead()
+        self._sender.end(position)
+        self.acked.set()  # `close` may wait for the last one
+
+    def _poison_window_s(self) -> float:
+        return self._options.poison_window or 0.0
+
+    def _begin_control(self) -> None:
+        self._sender.hold(1 + self._suspicion.skipped)
+        self._control_s = time.monotonic()
+
+    def _end_control(self) -> None:
+        self._control_s = self._control_acked_s = None
+        self._send_again()
+
+    def _narrow(self) -> None:
+        """What was refused is tried alone, so that as few as can be overtake it."""
+        limit = 1 if self._refusals else self._suspicion.limit
+        self._sender.limit(self._window if limit is None else min(limit, self._window))
+
+    def _suspect(self) -> None:
+        """The link was lost: does a message in flight have to do with it?"""
+        if self._options.poison_window is None or self._stopping:
+            return
+        self._note_inflight()
+        soon = time.monotonic() - self._oldest_s < self._options.poison_window
+        sent_end = self._spool_log.stats()["sent"]
+        culprit = self._suspicion.dropped(self._oldest, sent_end, self.inflight, soon)
+        if culprit is None:
+            return
+        reason = "the broker hangs up whenever it is sent, and takes others"
+        self._log.log(
+            logging.ERROR, "poison", "%s: the message at position %d is given up: %s", self._name, culprit, reason
+        )
+        self._bury(culprit, reason)
+        self._suspicion.convicted()
 
     # ---- on request ----
 
@@ -207,6 +429,7 @@ class Publisher(Connection):
 
     def report_losses(self) -> None:
         """Tell about messages that ended without an acknowledgement since the last call."""
+        self._report_dead()
         try:
             while losses := self._spool_log.take_losses():
                 for loss in losses:

@@ -7,7 +7,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "_record.h"
 
 #define NOT_ARMED UINT64_MAX
 
@@ -116,6 +115,10 @@ static void copy_record(cps_ring *ring, const cps_message *m, uint64_t position,
     if (m->payload_bytes != 0) memcpy(at, m->payload, m->payload_bytes);
     at += m->payload_bytes;
     if (m->userdata_bytes != 0) memcpy(at, m->userdata, m->userdata_bytes);
+    if (CPS_LIKELY(!(m->flags & CPS_RECORD_EXTRAS))) return;
+    at += m->userdata_bytes;
+    if (m->properties_bytes != 0) memcpy(at, m->properties, m->properties_bytes);
+    cps_record_store_extras(at + m->properties_bytes, m->properties_bytes, m->ttl_ms);
 }
 
 /* Under the lock: which wakers are due; each is told once. */
@@ -131,7 +134,7 @@ static unsigned take_due(cps_ring *ring) {
 
 enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool try_only, uint64_t *position,
                               unsigned *wake) {
-    uint64_t length = cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes);
+    uint64_t length = cps_message_length(message);
     uint64_t span = cps_record_span(length);
     if (span > cps_ring_record_max(ring->ring_bytes)) return CPS_TOO_LARGE;
     if (pthread_mutex_trylock(&ring->lock) != 0) {
@@ -168,7 +171,7 @@ enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool t
 }
 
 void cps_ring_refuse(cps_ring *ring, const cps_message *message, cps_produced *after) {
-    uint64_t length = cps_record_length(message->topic_bytes, message->payload_bytes, message->userdata_bytes);
+    uint64_t length = cps_message_length(message);
     uint64_t span = cps_record_span(length);
     CPS_ASSERT(pthread_mutex_lock(&ring->lock) == 0);
     ring->produced.messages++;

@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "_record.h"
 #include "_shared.h"
 #include "_status.h"
 
@@ -32,9 +33,18 @@ typedef struct cps_message { /* what a producer publishes; borrowed for the call
     uint32_t payload_bytes;
     uint16_t topic_bytes;
     uint16_t userdata_bytes;
-    uint8_t flags; /* CPS_RECORD_RETAIN */
+    uint16_t properties_bytes; /* with CPS_RECORD_EXTRAS */
+    uint8_t flags;
+    const uint8_t *properties; /* with CPS_RECORD_EXTRAS: MQTT 5 properties as they are sent, without their length */
+    uint64_t ttl_ms;           /* with CPS_RECORD_EXTRAS: at most CPS_RECORD_TTL_MAX; 0: lives for ever */
     uint64_t stamp_ms;
 } cps_message;
+
+/* Length of the record that will hold it. */
+static inline uint64_t cps_message_length(const cps_message *m) {
+    uint64_t extras = m->flags & CPS_RECORD_EXTRAS ? (uint64_t)CPS_RECORD_EXTRAS_BYTES + m->properties_bytes : 0;
+    return cps_record_length(m->topic_bytes, m->payload_bytes, m->userdata_bytes) + extras;
+}
 
 /* A ring over `memory` of `ring_bytes` (a power of two, at least CPS_RING_BYTES_MIN) that already holds
  * [low, produced.published); both are multiples of 8 and equal for an empty ring.

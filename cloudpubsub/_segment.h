@@ -71,6 +71,7 @@ typedef struct cps_segment {
     unsigned users;         /* readers and appenders that hold it outside the lock */
     uint64_t unsynced_since_ms; /* monotonic; when the oldest byte that may not be durable was written */
     uint64_t oldest_stamp_ms;   /* of the first record (boottime), if it was written in this boot; else 0 */
+    bool earlier_boot;          /* its stamps are of the clock of a boot that is over */
     uint64_t oldest_wall_ms;    /* about the same by the wall clock of then; for people */
 
     /* Appender's. */

@@ -47,7 +47,8 @@ static CPS_MUST_CHECK enum cps_status judge(const cps_segment *segment, const ui
         return CPS_EMPTY;
     }
     if (!record->is_pad && record->epoch > segment->epoch) return CPS_DAMAGED;
-    return cps_record_crc(at, record, segment->epoch) == record->crc ? CPS_OK : CPS_DAMAGED;
+    if (cps_record_crc(at, record, segment->epoch) != record->crc) return CPS_DAMAGED;
+    return cps_record_load_extras(at, record);
 }
 
 /* One record at `position`, whatever its size.  CPS_OK; CPS_DAMAGED; CPS_IO; CPS_NO_MEMORY. */
@@ -312,7 +313,8 @@ static bool load_header(cps_segment *segment, const uint8_t spool_id[16], int *e
     if (memcmp(header + 16, spool_id, 16) != 0) return false;
     io->boot_id(io->context, boot);
     segment->oldest_wall_ms = cps_load64(header + 64);
-    if (memcmp(header + 32, boot, 16) == 0) segment->oldest_stamp_ms = cps_load64(header + 72);
+    segment->earlier_boot = memcmp(header + 32, boot, 16) != 0;
+    if (!segment->earlier_boot) segment->oldest_stamp_ms = cps_load64(header + 72);
     return true;
 }
 

@@ -1,9 +1,9 @@
 # What `_link.pyx` needs of the log.
 from libc.stdint cimport uint8_t, uint64_t
 
-from cloudpubsub._core cimport cps_batch, cps_log, cps_record, cps_status
+from cloudpubsub._core cimport cps_batch, cps_log, cps_loss, cps_record, cps_status
 
-cdef object message_at(const uint8_t *at, const cps_record *record)
+cdef object message_at(const uint8_t *at, cps_record *record)
 cdef int check_status(cps_status status) except -1
 
 cdef class Log:
@@ -14,7 +14,9 @@ cdef class Log:
     cdef bint forked
     cdef bint left  # closed while a call hung in the disk
     cdef object idle  # condition: `calls` has fallen to 0
+    cdef readonly bint ttl_seen  # a message that expires was appended
     cdef readonly int wake_fd  # readable when `arm` was called and there is something to read, or a loss waits
+    cdef readonly bytes spool_id  # 16 bytes, zeros without a directory
     cdef readonly object found  # dict: what opening found
     cdef object __weakref__
 
@@ -23,6 +25,7 @@ cdef class Log:
     cdef int leave(self) except -1
     cdef cps_status c_read(self, size_t max_bytes, cps_batch *batch) noexcept nogil
     cdef void c_read_done(self, uint64_t consumed) noexcept nogil
-    cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes) noexcept nogil
-    cdef object look(self, uint64_t position)
+    cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes, const cps_loss *ended,
+                       size_t n) noexcept nogil
+    cpdef object look(self, uint64_t position)
     cdef cps_status wait(self, uint64_t position, object timeout_s, bint synced) except *

@@ -6,6 +6,8 @@ def crc32c(data: bytes | bytearray | memoryview, start: int = 0) -> int: ...
 
 class Log:
     wake_fd: int
+    spool_id: bytes
+    ttl_seen: bool
     found: dict[str, Any]
     def __init__(
         self,
@@ -35,8 +37,11 @@ class Log:
         payload: bytes | bytearray | memoryview | str,
         retain: bool = False,
         userdata: bytes | bytearray | memoryview = b"",
+        properties: bytes | None = None,
+        ttl_ms: int = 0,
         may_block: bool = True,
     ) -> int: ...
+    def look(self, position: int) -> Message | None: ...
     def published(self) -> int: ...
     def wait_settled(self, position: int, timeout_s: float | None) -> None: ...
     def wait_synced(self, position: int, timeout_s: float | None) -> None: ...

@@ -107,14 +107,19 @@ _STORAGE = {CPS_STORAGE_NONE: "memory", CPS_STORAGE_OK: "ok", CPS_STORAGE_FULL: 
 # ---- from C to Python ----
 
 
-cdef object message_at(const uint8_t *at, const cps_record *record):
-    """A `Message` made of a record."""
+cdef object message_at(const uint8_t *at, cps_record *record):
+    """A `Message` made of a record that lies there whole."""
+    if cps_record_load_extras(at, record) != CPS_OK:
+        raise RuntimeError(f"position {record.position}: no record")
     return Message(
         PyUnicode_DecodeUTF8(<const char *>cps_record_topic(at), record.topic_bytes, NULL),
         PyBytes_FromStringAndSize(<const char *>cps_record_payload(at, record), record.payload_bytes),
         record.position,
         PyBytes_FromStringAndSize(<const char *>cps_record_userdata(at, record), record.userdata_bytes),
         bool(record.flags & CPS_RECORD_RETAIN),
+        False,
+        1,
+        PyBytes_FromStringAndSize(<const char *>cps_record_properties(at, record), record.properties_bytes),
     )
 
 
@@ -239,6 +244,7 @@ cdef class Log:
             os.close(self.wake_fd)
             self.wake_fd = -1
             _raise_opening(status, &opened, directory, identity)
+        self.spool_id = bytes(opened.spool_id[:16])
         self.found = {
             "records": opened.recovery.scan.records + opened.ring_messages,
             "record_bytes": self.stats()["backlog_bytes"],
@@ -279,10 +285,11 @@ cdef class Log:
     cdef void c_read_done(self, uint64_t consumed) noexcept nogil:
         cps_log_read_done(self.log, consumed)
 
-    cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes) noexcept nogil:
-        cps_log_settle(self.log, head, messages, span_bytes)
+    cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes, const cps_loss *ended,
+                       size_t n) noexcept nogil:
+        cps_log_settle(self.log, head, messages, span_bytes, ended, n)
 
-    cdef object look(self, uint64_t position):
+    cpdef object look(self, uint64_t position):
         """The message at `position`, which was read and is not settled; None if it cannot be had."""
         cdef cps_record record
         cdef const uint8_t *at
@@ -310,8 +317,12 @@ cdef class Log:
                 self.idle.notify_all()
         return 0
 
-    def append(self, topic, payload, bint retain=False, userdata=b"", bint may_block=True):
-        """Append one message and return its position.  See `Client.publish`."""
+    def append(self, topic, payload, bint retain=False, userdata=b"", bytes properties=None, uint64_t ttl_ms=0,
+               bint may_block=True):
+        """Append one message and return its position.  See `Client.publish`.
+
+        `properties` are MQTT 5 properties as they are sent; with `ttl_ms` > 0 the message expires.
+        """
         cdef cps_message message
         cdef cps_patience patience
         cdef cps_status status
@@ -321,6 +332,13 @@ cdef class Log:
         cdef Py_ssize_t size
         self.check()
         message.flags = CPS_RECORD_RETAIN if retain else 0
+        if properties is not None or ttl_ms != 0:
+            message.flags |= CPS_RECORD_EXTRAS
+            message.properties_bytes = 0 if properties is None else <uint16_t>PyBytes_GET_SIZE(properties)
+            message.properties = NULL if properties is None else <const uint8_t *>PyBytes_AS_STRING(properties)
+            message.ttl_ms = min(ttl_ms, CPS_RECORD_TTL_MAX)
+            if ttl_ms != 0:
+                self.ttl_seen = True
         message.topic = _topic_bytes(topic, &message.topic_bytes)
         try:
             if type(payload) is bytes:
@@ -511,7 +529,7 @@ cdef class Log:
             "oldest_age_seconds": s.oldest_age_ms / 1000.0,
             "ring_used_bytes": s.ring_used_bytes, "spool_bytes": s.spool_bytes, "spool_segments": s.spool_segments,
             "spilled_bytes": s.spilled_bytes, "damaged_ranges": s.damaged_ranges, "damaged_bytes": s.damaged_bytes,
-            "quarantine_bytes": s.quarantine_bytes,
+            "quarantine_bytes": s.quarantine_bytes, "expired": s.expired_messages,
             "uncertain": (s.uncertain_first, s.uncertain_end) if s.uncertain_end else None,
             "storage": _STORAGE[s.storage], "storage_error": s.storage_error,
             "head": s.settled.head, "sent": s.sent, "spilled": s.settled.spilled, "synced": s.synced,

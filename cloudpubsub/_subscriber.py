@@ -15,12 +15,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
 from cloudpubsub._connection import Connection, Ended
 from cloudpubsub._dispatcher import Deliver, Dispatcher, Outcome
 from cloudpubsub._errors import ClosedError
 from cloudpubsub._link import Receiver, frame_pubacks
 from cloudpubsub._message import Message
-from cloudpubsub._paho import Control, open_control
+from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
+from cloudpubsub._refusal import reason_name
 
 if TYPE_CHECKING:
     from cloudpubsub._options import Options
@@ -34,6 +38,9 @@ _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a lar
 _TAKE = 256
 _FILTERS_A_PACKET = 100
 _SUBACK_FAILURE = 0x80
+_RECEIVE_MAXIMUM = 65_535
+_NO_SHARED, _NO_WILDCARDS = 0x9E, 0xA2  # reason codes of MQTT 5
+_ONLY_NEW = 1  # Retain Handling: send what is retained only where the subscription is new
 _NO_GENERATION = -1
 
 
@@ -67,7 +74,7 @@ class Subscriber(Connection):
         on_down: Callable[[str], None],
         on_failed: Callable[[Message, BaseException | None], None],
     ) -> None:
-        self._receiver = Receiver(_PACKET_MAX)
+        self._receiver = Receiver(_PACKET_MAX, options.protocol_level)
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             super().__init__(
@@ -78,6 +85,7 @@ class Subscriber(Connection):
         self._matcher = matcher
         self._dispatcher = dispatcher
         self._on_failed = on_failed
+        self._limits = BrokerLimits()
         self._generation = 0  # of the connection; packet ids of an earlier one mean nothing
         self._held: deque[_Delivery] = deque()  # taken from the stream, not yet by the dispatcher
         self._acks: deque[tuple[int, int]] = deque()  # (generation, packet id); appended by the dispatcher thread
@@ -142,7 +150,7 @@ class Subscriber(Connection):
 
     # ---- connection ----
 
-    def _open(self, address_index: int, timeout_s: float) -> Control:
+    def _open(self, address_index: int, timeout_s: float, on_stage: Callable[[Stage], None]) -> Control:
         addresses = self._options.addresses
         return open_control(
             self._options,
@@ -151,6 +159,9 @@ class Subscriber(Connection):
             clean_session=self._options.clean_session,
             with_will=False,
             timeout_s=timeout_s,
+            packet_max=_PACKET_MAX,
+            receive_maximum=min(self._options.handler_queue, _RECEIVE_MAXIMUM),
+            on_stage=on_stage,
             on_suback=self._note_suback,
             on_unsuback=self._note_unsuback,
         )
@@ -167,16 +178,19 @@ class Subscriber(Connection):
         self._packets.clear()
         self._unacknowledged = 0
 
-    def _established(self, control: Control) -> None:
+    def _established(self, control: Control, limits: BrokerLimits) -> None:
         """Subscribe to everything again, whatever the broker says that it remembers."""
         with self._changed:  # in one: a subscription that comes now is either among these or a request for later
             filters = self._expect_all()
             # What has no handler any more may still be in the session that the broker kept.
             dropped = [name for name in self._requests if name not in self._waiting]
             self._requests.clear()
+        if limits.maximum_qos < 1:
+            self._log.log(logging.WARNING, "qos", "%s: the broker delivers at QoS 0 alone", self._name)
+        self._limits = limits
         for topic_filter in dropped:
             self._send_unsubscribe(control, topic_filter)
-        self._send_subscribe(control, filters)
+        self._send_subscribe(control, filters, is_again=self._receiver.session_present)
 
     def _expect_all(self) -> list[str]:
         """No subscription is answered yet.  Returns all filters."""
@@ -185,12 +199,28 @@ class Subscriber(Connection):
             self._waiting = set(filters)
             return filters
 
-    def _send_subscribe(self, control: Control, filters: list[str]) -> None:
-        for start in range(0, len(filters), _FILTERS_A_PACKET):
-            some = filters[start : start + _FILTERS_A_PACKET]
-            _, mid = control.subscribe([(topic_filter, 1) for topic_filter in some])
+    def _send_subscribe(self, control: Control, filters: list[str], *, is_again: bool = False) -> None:
+        """`is_again`: the broker's session may have these subscriptions, and what is retained has come before."""
+        wanted = [topic_filter for topic_filter in filters if not self._is_unavailable(topic_filter)]
+        for start in range(0, len(wanted), _FILTERS_A_PACKET):
+            some = wanted[start : start + _FILTERS_A_PACKET]
+            if self._options.protocol == "5":
+                options = SubscribeOptions(qos=1, retainHandling=_ONLY_NEW if is_again else 0)
+                _, mid = control.subscribe([(topic_filter, options) for topic_filter in some])
+            else:
+                _, mid = control.subscribe([(topic_filter, 1) for topic_filter in some])
             if mid is not None:
                 self._packets[mid] = some
+
+    def _is_unavailable(self, topic_filter: str) -> bool:
+        """Whether the broker said that it has no such subscriptions; it would end the connection for one."""
+        if topic_filter.startswith("$share/"):
+            code = 0 if self._limits.shared_available else _NO_SHARED
+        else:
+            code = 0 if self._limits.wildcards_available or not {"+", "#"} & set(topic_filter) else _NO_WILDCARDS
+        if code:
+            self._note_answers([topic_filter], [code])
+        return code != 0
 
     def _send_requests(self, control: Control) -> None:
         while True:
@@ -223,7 +253,9 @@ class Subscriber(Connection):
     def _note_suback(self, mid: int, codes: list[int]) -> None:
         """Called by paho, on this thread."""
         self._was_answered = True
-        filters = self._packets.pop(mid, [])
+        self._note_answers(self._packets.pop(mid, []), codes)
+
+    def _note_answers(self, filters: list[str], codes: list[int]) -> None:
         with self._changed:
             for topic_filter, code in zip(filters, codes, strict=False):
                 self._waiting.discard(topic_filter)
@@ -233,7 +265,8 @@ class Subscriber(Connection):
             self._changed.notify_all()
         for topic_filter, code in zip(filters, codes, strict=False):
             if code >= _SUBACK_FAILURE:
-                self.last_error = f"subscription to {topic_filter!r} refused with code {code:#04x}"
+                why = reason_name(code, PacketTypes.SUBACK) if self._options.protocol == "5" else f"code {code:#04x}"
+                self.last_error = f"subscription to {topic_filter!r} refused: {why}"
                 self._log.log(logging.ERROR, self.last_error, "%s: %s", self._name, self.last_error)
 
     # ---- out: acknowledgements ----

@@ -4,7 +4,10 @@
 #include <stddef.h>
 
 #define ID_COUNT 65535u /* ids are 1..65535 */
-#define NO_RECORD UINT64_MAX /* as sent_ms of a done entry: a stretch without a record */
+/* What sent_ms says where it is no time. */
+#define NO_RECORD UINT64_MAX /* of a done entry: a stretch without a record; of others that are done it is their fate */
+#define HELD (UINT64_MAX - 1) /* of an entry that is not done: it is held */
+#define FATE_MASK 7u /* positions are multiples of 8: what is remembered carries its fate there */
 
 typedef struct window_entry {
     uint64_t position;
@@ -22,19 +25,22 @@ struct cps_window {
     uint32_t first;    /* slot of the oldest entry, which is never done; runs freely, masked on use */
     uint32_t count;    /* entries, done or in flight */
     uint32_t inflight; /* of them in flight */
+    uint32_t held;     /* of them held */
     uint32_t capacity; /* entries at most; not more than slots */
     uint32_t messages_max;
     uint64_t bytes_max;
     uint64_t inflight_bytes;
     uint64_t unknown_acks;
-    uint64_t settled_messages; /* popped since open, stretches without a record aside */
+    uint64_t settled_messages; /* acknowledged and popped since open */
     uint64_t settled_bytes;
+    cps_ending endings[CPS_WINDOW_ENDINGS]; /* popped and not told yet */
+    size_t endings_used;
     uint64_t head;     /* valid if has_head */
     uint64_t tail_end; /* end of the newest entry since the restart, 0 before the first */
     uint16_t first_id; /* packet id of `first`; without entries, of the next one */
     bool has_head;
 
-    uint64_t *remembered; /* positions acknowledged before the restart, rising */
+    uint64_t *remembered; /* positions ended before the restart, rising, each with its fate in the low bits */
     uint64_t *merged;     /* room to build the next `remembered`; swapped with it */
     uint32_t remembered_count;
     uint32_t walk; /* all remembered before it were below the last position asked for */
@@ -89,7 +95,7 @@ void cps_window_renumber(cps_window *window, uint16_t next_id) {
 /* Put an entry behind the newest and tell its id.  There is room. */
 static uint16_t window_append(cps_window *window, uint64_t position, uint64_t end, uint32_t packet_bytes,
                               uint64_t now_ms) {
-    CPS_ASSERT(position >= window->tail_end);
+    CPS_ASSERT(position >= window->tail_end && (position & FATE_MASK) == 0);
     CPS_ASSERT(end > position && end - position <= UINT32_MAX);
     window_entry *entry = window_at(window, window->count);
     entry->position = position;
@@ -102,17 +108,34 @@ static uint16_t window_append(cps_window *window, uint64_t position, uint64_t en
     return (uint16_t)(id <= ID_COUNT ? id : id - ID_COUNT);
 }
 
+/* Note an ending that the head passes.  False: there is no place before those that wait are told. */
+static bool window_note_ending(cps_window *window, const window_entry *entry) {
+    enum cps_fate fate = (enum cps_fate)entry->sent_ms;
+    cps_ending *last = window->endings_used > 0 ? &window->endings[window->endings_used - 1] : NULL;
+    if (last == NULL || last->fate != fate || last->end != entry->position) {
+        if (window->endings_used == CPS_WINDOW_ENDINGS) return false;
+        last = &window->endings[window->endings_used++];
+        *last = (cps_ending){.first = entry->position, .fate = fate};
+    }
+    last->end = entry->position + entry->span_bytes;
+    last->messages++;
+    last->bytes += entry->span_bytes;
+    return true;
+}
+
 /* Let the head pass over what is done. */
 static void window_pop_done(cps_window *window) {
     while (window->count > 0) {
         const window_entry *entry = window_at(window, 0);
         if (entry->packet_bytes != 0) break;
-        window->head = entry->position + entry->span_bytes;
-        window->has_head = true;
-        if (entry->sent_ms != NO_RECORD) {
+        if (entry->sent_ms == CPS_FATE_ACKED) {
             window->settled_messages++;
             window->settled_bytes += entry->span_bytes;
+        } else if (entry->sent_ms != NO_RECORD && !window_note_ending(window, entry)) {
+            break;
         }
+        window->head = entry->position + entry->span_bytes;
+        window->has_head = true;
         window->first++;
         window->count--;
         window->first_id = (uint16_t)(window->first_id < ID_COUNT ? window->first_id + 1 : 1);
@@ -121,7 +144,7 @@ static void window_pop_done(cps_window *window) {
 
 enum cps_status cps_window_push(cps_window *window, uint64_t position, uint64_t end, uint32_t packet_bytes,
                                 uint64_t now_ms, uint16_t *packet_id) {
-    CPS_ASSERT(packet_bytes != 0);
+    CPS_ASSERT(packet_bytes != 0 && now_ms < HELD);
     if (window->count == window->capacity || window->inflight >= window->messages_max) return CPS_FULL;
     uint64_t bytes = window->inflight_bytes + packet_bytes;
     if (bytes > window->bytes_max && window->inflight > 0) return CPS_FULL;
@@ -131,10 +154,17 @@ enum cps_status cps_window_push(cps_window *window, uint64_t position, uint64_t 
     return CPS_OK;
 }
 
-enum cps_status cps_window_skip(cps_window *window, uint64_t position, uint64_t end) {
+enum cps_status cps_window_skip(cps_window *window, uint64_t position, uint64_t end, enum cps_fate fate) {
     if (window->count == window->capacity) return CPS_FULL;
-    (void)window_append(window, position, end, 0, 0);
+    (void)window_append(window, position, end, 0, fate);
     window_pop_done(window);
+    return CPS_OK;
+}
+
+enum cps_status cps_window_hold(cps_window *window, uint64_t position, uint64_t end) {
+    if (window->count == window->capacity) return CPS_FULL;
+    (void)window_append(window, position, end, 1, HELD);
+    window->held++;
     return CPS_OK;
 }
 
@@ -145,21 +175,65 @@ enum cps_status cps_window_pass(cps_window *window, uint64_t position, uint64_t 
     return CPS_OK;
 }
 
-enum cps_status cps_window_ack(cps_window *window, uint16_t packet_id, uint64_t *position, uint64_t *end) {
-    uint32_t offset = packet_id >= window->first_id ? (uint32_t)packet_id - window->first_id
-                                                    : (uint32_t)packet_id + ID_COUNT - window->first_id;
-    window_entry *entry = window_at(window, offset);
-    if (CPS_UNLIKELY(packet_id == 0 || offset >= window->count || entry->packet_bytes == 0)) {
+static bool is_inflight(const window_entry *entry) { return entry->packet_bytes != 0 && entry->sent_ms != HELD; }
+static bool is_held(const window_entry *entry) { return entry->packet_bytes != 0 && entry->sent_ms == HELD; }
+
+/* The entry in flight under `packet_id`; NULL and counted if there is none.  It is not in flight any more. */
+static window_entry *window_land(cps_window *window, uint16_t packet_id, uint32_t *offset) {
+    *offset = packet_id >= window->first_id ? (uint32_t)packet_id - window->first_id
+                                            : (uint32_t)packet_id + ID_COUNT - window->first_id;
+    window_entry *entry = window_at(window, *offset);
+    if (CPS_UNLIKELY(packet_id == 0 || *offset >= window->count || !is_inflight(entry))) {
         window->unknown_acks++;
-        return CPS_UNKNOWN;
+        return NULL;
     }
-    *position = entry->position;
-    *end = entry->position + entry->span_bytes;
     window->inflight--;
     window->inflight_bytes -= entry->packet_bytes;
+    return entry;
+}
+
+enum cps_status cps_window_ack(cps_window *window, uint16_t packet_id, uint64_t *position, uint64_t *end) {
+    uint32_t offset;
+    window_entry *entry = window_land(window, packet_id, &offset);
+    if (CPS_UNLIKELY(entry == NULL)) return CPS_UNKNOWN;
+    *position = entry->position;
+    *end = entry->position + entry->span_bytes;
     entry->packet_bytes = 0;
-    entry->sent_ms = 0;
+    entry->sent_ms = CPS_FATE_ACKED;
     if (offset == 0) window_pop_done(window);
+    return CPS_OK;
+}
+
+enum cps_status cps_window_refuse(cps_window *window, uint16_t packet_id, uint64_t *position) {
+    uint32_t offset;
+    window_entry *entry = window_land(window, packet_id, &offset);
+    if (entry == NULL) return CPS_UNKNOWN;
+    *position = entry->position;
+    entry->packet_bytes = 1;
+    entry->sent_ms = HELD;
+    window->held++;
+    return CPS_OK;
+}
+
+enum cps_status cps_window_end(cps_window *window, uint64_t position, enum cps_fate fate) {
+    uint32_t low = 0, high = window->count; /* the first entry that is not below `position` */
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (window_at(window, middle)->position < position) low = middle + 1;
+        else high = middle;
+    }
+    if (low == window->count) return CPS_UNKNOWN;
+    window_entry *entry = window_at(window, low);
+    if (entry->position != position || entry->packet_bytes == 0) return CPS_UNKNOWN;
+    if (is_held(entry)) {
+        window->held--;
+    } else {
+        window->inflight--;
+        window->inflight_bytes -= entry->packet_bytes;
+    }
+    entry->packet_bytes = 0;
+    entry->sent_ms = fate;
+    if (low == 0) window_pop_done(window);
     return CPS_OK;
 }
 
@@ -173,15 +247,17 @@ enum cps_status cps_window_head(const cps_window *window, uint64_t *head) {
 static uint32_t window_walk_to(cps_window *window, uint64_t position) {
     uint32_t walk = window->walk;
     while (walk < window->remembered_count && window->remembered[walk] < position) walk++;
-    while (walk > 0 && window->remembered[walk - 1] >= position) walk--;
+    while (walk > 0 && window->remembered[walk - 1] >= position) walk--; /* with its fate it is not below its position */
     window->walk = walk;
     return walk;
 }
 
-bool cps_window_was_acked(cps_window *window, uint64_t position) {
-    if (CPS_LIKELY(window->remembered_count == 0)) return false;
+enum cps_status cps_window_recall(cps_window *window, uint64_t position, enum cps_fate *fate) {
+    if (CPS_LIKELY(window->remembered_count == 0)) return CPS_UNKNOWN;
     uint32_t walk = window_walk_to(window, position);
-    return walk < window->remembered_count && window->remembered[walk] == position;
+    if (walk == window->remembered_count || (window->remembered[walk] & ~(uint64_t)FATE_MASK) != position) return CPS_UNKNOWN;
+    *fate = (enum cps_fate)(window->remembered[walk] & FATE_MASK);
+    return CPS_OK;
 }
 
 void cps_window_forget_below(cps_window *window, uint64_t position) {
@@ -197,20 +273,16 @@ void cps_window_forget_below(cps_window *window, uint64_t position) {
 static void window_remember(cps_window *window) {
     uint32_t old = 0, offset = 0, n = 0;
     while (n < window->capacity) {
-        while (offset < window->count && window_at(window, offset)->packet_bytes != 0) offset++;
-        uint64_t position;
-        bool has_old = old < window->remembered_count;
-        if (offset < window->count) {
-            position = window_at(window, offset)->position;
-            if (has_old && window->remembered[old] <= position) position = window->remembered[old];
-        } else if (has_old) {
-            position = window->remembered[old];
-        } else {
-            break;
-        }
-        if (has_old && window->remembered[old] == position) old++;
-        if (offset < window->count && window_at(window, offset)->position == position) offset++;
-        window->merged[n++] = position;
+        while (offset < window->count && (window_at(window, offset)->packet_bytes != 0 ||
+                                          window_at(window, offset)->sent_ms == NO_RECORD))
+            offset++;
+        bool has_old = old < window->remembered_count, has_new = offset < window->count;
+        if (!has_old && !has_new) break;
+        uint64_t was = has_old ? window->remembered[old] : UINT64_MAX, is = UINT64_MAX;
+        if (has_new) is = window_at(window, offset)->position | window_at(window, offset)->sent_ms;
+        window->merged[n++] = was < is ? was : is;
+        if (has_old && was / (FATE_MASK + 1) <= is / (FATE_MASK + 1)) old++;
+        if (has_new && is / (FATE_MASK + 1) <= was / (FATE_MASK + 1)) offset++;
     }
     uint64_t *was = window->remembered;
     window->remembered = window->merged;
@@ -219,6 +291,7 @@ static void window_remember(cps_window *window) {
 }
 
 void cps_window_restart(cps_window *window) {
+    CPS_ASSERT(window->endings_used == 0);
     if (window->count > 0) {
         cps_window_forget_below(window, window_at(window, 0)->position);
     } else if (window->has_head) {
@@ -231,6 +304,7 @@ void cps_window_restart(cps_window *window) {
     window->first = 0;
     window->count = 0;
     window->inflight = 0;
+    window->held = 0;
     window->inflight_bytes = 0;
     window->tail_end = 0;
     window->has_head = false;
@@ -246,10 +320,24 @@ uint64_t cps_window_inflight_bytes(const cps_window *window) { return window->in
 uint64_t cps_window_unknown_acks(const cps_window *window) { return window->unknown_acks; }
 uint32_t cps_window_remembered(const cps_window *window) { return window->remembered_count; }
 
+uint32_t cps_window_held(const cps_window *window) { return window->held; }
+
+const cps_ending *cps_window_endings(const cps_window *window, size_t *count) {
+    *count = window->endings_used;
+    return window->endings;
+}
+
+void cps_window_told(cps_window *window) {
+    window->endings_used = 0;
+    window_pop_done(window);
+}
+
 enum cps_status cps_window_oldest(const cps_window *window, uint64_t *position, uint64_t *sent_ms) {
-    if (window->count == 0) return CPS_EMPTY;
-    *position = window_at(window, 0)->position;
-    *sent_ms = window_at(window, 0)->sent_ms;
+    if (window->inflight == 0) return CPS_EMPTY;
+    uint32_t offset = 0;
+    while (!is_inflight(window_at(window, offset))) offset++; /* not far: what stands before it is held or waits to be told */
+    *position = window_at(window, offset)->position;
+    *sent_ms = window_at(window, offset)->sent_ms;
     return CPS_OK;
 }
 
@@ -259,22 +347,24 @@ void cps_window_check(const cps_window *window) {
     CPS_ASSERT(window->count <= window->capacity);
     CPS_ASSERT(window->messages_max >= 1 && window->messages_max <= window->capacity);
     CPS_ASSERT(window->first_id != 0);
-    CPS_ASSERT(window->count == 0 || window_at(window, 0)->packet_bytes != 0);
-    uint32_t inflight = 0;
+    CPS_ASSERT(window->endings_used <= CPS_WINDOW_ENDINGS);
+    CPS_ASSERT(window->count == 0 || window_at(window, 0)->packet_bytes != 0 ||
+               window->endings_used == CPS_WINDOW_ENDINGS);
+    uint32_t inflight = 0, held = 0;
     uint64_t bytes = 0, end = window->has_head ? window->head : 0;
     for (uint32_t offset = 0; offset < window->count; offset++) {
         const window_entry *entry = window_at(window, offset);
         CPS_ASSERT(entry->position >= end);
         end = entry->position + entry->span_bytes;
-        inflight += entry->packet_bytes != 0;
-        bytes += entry->packet_bytes;
+        inflight += is_inflight(entry);
+        held += is_held(entry);
+        bytes += is_inflight(entry) ? entry->packet_bytes : 0;
     }
     CPS_ASSERT(end == window->tail_end || window->tail_end == 0);
-    CPS_ASSERT(inflight == window->inflight);
+    CPS_ASSERT(inflight == window->inflight && held == window->held);
     CPS_ASSERT(bytes == window->inflight_bytes);
     CPS_ASSERT(window->remembered_count <= window->capacity);
     CPS_ASSERT(window->walk <= window->remembered_count);
-    for (uint32_t i = 1; i < window->remembered_count; i++) {
-        CPS_ASSERT(window->remembered[i - 1] < window->remembered[i]);
-    }
+    for (uint32_t i = 1; i < window->remembered_count; i++)
+        CPS_ASSERT(window->remembered[i - 1] / (FATE_MASK + 1) < window->remembered[i] / (FATE_MASK + 1));
 }

@@ -3,7 +3,9 @@
  * What it is: a ring of entries in sending order.  Packet ids are dealt one after the other, 1..65535 and round again,
  * so the id of an acknowledgement is an index, and since at most 65,534 entries are in the ring an id comes back only
  * after its PUBACK.  Entries acknowledged out of order stay as done-marks until everything before them is done too.
- * Over a lost connection it remembers which records were acknowledged one by one, so that they are not sent again.
+ * A record that is not to be sent now, or that the broker has refused, is held: it is neither in flight nor done, and the
+ * head waits for it.
+ * Over a lost connection it remembers which records had ended one by one, and how, so that they are not sent again.
  *
  * Threads: one, the owner of the connection; no lock, no atomics.
  * Owns: its memory, taken once in _open (24 bytes an entry, 16 a remembered position).
@@ -12,13 +14,28 @@
 #define CPS_WINDOW_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "_status.h"
 
-enum { CPS_WINDOW_MESSAGES_MAX = 65534 };
+enum { CPS_WINDOW_MESSAGES_MAX = 65534, CPS_WINDOW_ENDINGS = 16 };
 
 typedef struct cps_window cps_window;
+
+enum cps_fate { /* how a record ended */
+    CPS_FATE_ACKED,
+    CPS_FATE_DEAD,    /* in the dead letters */
+    CPS_FATE_EXPIRED, /* its time to live was over */
+};
+
+typedef struct cps_ending { /* records that the head has passed and that ended otherwise than by an acknowledgement */
+    uint64_t first; /* all of [first, end) */
+    uint64_t end;
+    uint64_t messages;
+    uint64_t bytes; /* of the log */
+    enum cps_fate fate;
+} cps_ending;
 
 /* Make a window for up to `messages_max` (1..CPS_WINDOW_MESSAGES_MAX) entries, which is also its first limit, and
  * `bytes_max` bytes of packets in flight.  The caller closes it.
@@ -42,9 +59,13 @@ void cps_window_renumber(cps_window *window, uint16_t next_id);
 CPS_MUST_CHECK enum cps_status cps_window_push(cps_window *window, uint64_t position, uint64_t end,
                                                uint32_t packet_bytes, uint64_t now_ms, uint16_t *packet_id);
 
-/* Enter a record that was acknowledged before and is not sent: it is done from the start.
+/* Enter a record that has ended already and is not sent: it is done from the start.
  * CPS_FULL: no free entry (the limits of messages and bytes in flight do not matter). */
-CPS_MUST_CHECK enum cps_status cps_window_skip(cps_window *window, uint64_t position, uint64_t end);
+CPS_MUST_CHECK enum cps_status cps_window_skip(cps_window *window, uint64_t position, uint64_t end,
+                                               enum cps_fate fate);
+
+/* Enter a record that is not sent now: it is held.  CPS_FULL: no free entry. */
+CPS_MUST_CHECK enum cps_status cps_window_hold(cps_window *window, uint64_t position, uint64_t end);
 
 /* Enter a stretch of the log in which there is nothing to send (lost on the disk, and counted there): the head passes over
  * it in its turn, and it counts as nothing.  CPS_FULL: no free entry. */
@@ -55,18 +76,24 @@ CPS_MUST_CHECK enum cps_status cps_window_pass(cps_window *window, uint64_t posi
 CPS_MUST_CHECK enum cps_status cps_window_ack(cps_window *window, uint16_t packet_id, uint64_t *position,
                                               uint64_t *end);
 
+/* The record that was sent with `packet_id` was refused by the broker: it is held from now on.  CPS_UNKNOWN: as _ack. */
+CPS_MUST_CHECK enum cps_status cps_window_refuse(cps_window *window, uint16_t packet_id, uint64_t *position);
+
+/* The record at `position`, held or in flight, has ended.  CPS_UNKNOWN: no such record is there. */
+CPS_MUST_CHECK enum cps_status cps_window_end(cps_window *window, uint64_t position, enum cps_fate fate);
+
 /* The end of the last record up to which everything entered since the last restart is done.
  * CPS_EMPTY: nothing was settled from the front since then. */
 CPS_MUST_CHECK enum cps_status cps_window_head(const cps_window *window, uint64_t *head);
 
-/* The connection is gone: nothing is in flight any more.  Records that were acknowledged behind a gap are remembered,
- * together with those remembered earlier that the head has not passed.  Sending is expected to start again at the
- * oldest unsettled record. */
+/* The connection is gone, or sending starts again: nothing is in flight or held any more.  Records that ended behind a gap
+ * are remembered, together with those remembered earlier that the head has not passed.  Sending is expected to start
+ * again at the oldest unsettled record. */
 void cps_window_restart(cps_window *window);
 
-/* Was the record at `position` acknowledged before the last restart, behind a gap?  Constant time while positions rise
- * from call to call; right for any order.  Forgets nothing. */
-bool cps_window_was_acked(cps_window *window, uint64_t position);
+/* Did the record at `position` end before the last restart, behind a gap, and how?  Constant time while positions rise
+ * from call to call; right for any order.  Forgets nothing.  CPS_OK; CPS_UNKNOWN: it did not. */
+CPS_MUST_CHECK enum cps_status cps_window_recall(cps_window *window, uint64_t position, enum cps_fate *fate);
 
 /* Records below `position` will not be asked for again (dropped or settled otherwise). */
 void cps_window_forget_below(cps_window *window, uint64_t position);
@@ -74,7 +101,13 @@ void cps_window_forget_below(cps_window *window, uint64_t position);
 /* Acknowledged records that the head has passed, and the bytes of the log that they took; both since _open. */
 void cps_window_settled(const cps_window *window, uint64_t *messages, uint64_t *span_bytes);
 
-uint32_t cps_window_inflight_messages(const cps_window *window); /* sent and not acknowledged */
+/* What the head has passed since the last _told that ended otherwise; `*count` is at most CPS_WINDOW_ENDINGS.  The head
+ * stands still while that many wait to be told. */
+const cps_ending *cps_window_endings(const cps_window *window, size_t *count);
+void cps_window_told(cps_window *window);
+
+uint32_t cps_window_inflight_messages(const cps_window *window); /* sent and not answered */
+uint32_t cps_window_held(const cps_window *window);              /* records that are held */
 uint64_t cps_window_inflight_bytes(const cps_window *window);    /* their packets on the wire */
 uint64_t cps_window_unknown_acks(const cps_window *window);      /* since _open */
 uint32_t cps_window_remembered(const cps_window *window);        /* positions remembered over restarts */

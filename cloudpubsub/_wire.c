@@ -2,114 +2,15 @@
 #include "_wire.h"
 
 #include "_bytes.h"
-#include "_record.h"
 
 enum {
-    FIRST_BYTE_PUBLISH_QOS1 = 0x32,
     FIRST_BYTE_PUBACK = 0x40,
     FLAG_RETAIN = 0x01,
     FLAG_DUP = 0x08,
     REASON_REFUSED = 0x80, /* reasons from here on are failures */
 };
 
-/* ---- outbound ---- */
-
-static uint32_t wire_length_bytes(uint32_t remaining) {
-    return remaining < 0x80 ? 1 : remaining < 0x4000 ? 2 : remaining < 0x200000 ? 3 : 4;
-}
-
-enum cps_status cps_wire_packet_bytes(uint64_t topic_bytes, uint64_t payload_bytes, uint8_t level,
-                                      uint32_t *size_bytes) {
-    /* Each part is judged before the sum, so that the sum cannot wrap. */
-    if (topic_bytes > UINT16_MAX || payload_bytes > CPS_WIRE_REMAINING_MAX) return CPS_TOO_LARGE;
-    uint64_t remaining = 2 + topic_bytes + 2 + (level >= CPS_WIRE_LEVEL_5) + payload_bytes;
-    if (remaining > CPS_WIRE_REMAINING_MAX) return CPS_TOO_LARGE;
-    *size_bytes = (uint32_t)remaining + 1 + wire_length_bytes((uint32_t)remaining);
-    return CPS_OK;
-}
-
-/* Write the packet of a record; returns its end.  There is room. */
-static uint8_t *wire_put_publish(uint8_t *p, const uint8_t *at, const cps_record *record, uint16_t packet_id, bool dup,
-                                 uint8_t level) {
-    uint32_t remaining = 4u + record->topic_bytes + (level >= CPS_WIRE_LEVEL_5) + record->payload_bytes;
-    uint8_t first = FIRST_BYTE_PUBLISH_QOS1;
-    if (dup) first |= FLAG_DUP;
-    if (record->flags & CPS_RECORD_RETAIN) first |= FLAG_RETAIN;
-    *p++ = first;
-    while (remaining >= 0x80) {
-        *p++ = (uint8_t)(remaining | 0x80);
-        remaining >>= 7;
-    }
-    *p++ = (uint8_t)remaining;
-    cps_store16be(p, record->topic_bytes);
-    p += 2;
-    memcpy(p, cps_record_topic(at), record->topic_bytes);
-    p += record->topic_bytes;
-    cps_store16be(p, packet_id);
-    p += 2;
-    if (level >= CPS_WIRE_LEVEL_5) *p++ = 0; /* no properties */
-    memcpy(p, cps_record_payload(at, record), record->payload_bytes);
-    return p + record->payload_bytes;
-}
-
-/* Frame or skip one message.  CPS_FULL: not now, `framed->stop` says why; nothing was changed. */
-static enum cps_status wire_frame_one(const cps_wire_source *source, cps_window *window, const uint8_t *at,
-                                      const cps_record *record, uint8_t *out, size_t room_bytes,
-                                      cps_wire_framed *framed) {
-    uint64_t position = record->position;
-    uint64_t end = position + cps_record_span(record->length_bytes);
-    if (CPS_UNLIKELY(record->topic_bytes == 0 || (record->flags & ~CPS_RECORD_FLAGS_KNOWN) != 0)) return CPS_DAMAGED;
-    if (CPS_UNLIKELY(cps_window_was_acked(window, position))) {
-        framed->stop = CPS_WIRE_WINDOW_FULL;
-        if (cps_window_skip(window, position, end) != CPS_OK) return CPS_FULL;
-        framed->skipped++;
-        return CPS_OK;
-    }
-    uint32_t packet_bytes;
-    enum cps_status status =
-        cps_wire_packet_bytes(record->topic_bytes, record->payload_bytes, source->level, &packet_bytes);
-    if (CPS_UNLIKELY(status != CPS_OK)) return status;
-    framed->stop = CPS_WIRE_LIMIT;
-    if (framed->messages == source->messages_max) return CPS_FULL;
-    if (packet_bytes > room_bytes) {
-        framed->stop = CPS_WIRE_OUTPUT_FULL;
-        framed->packet_bytes = packet_bytes;
-        return CPS_FULL;
-    }
-    framed->stop = CPS_WIRE_WINDOW_FULL;
-    uint16_t packet_id;
-    if (cps_window_push(window, position, end, packet_bytes, source->now_ms, &packet_id) != CPS_OK) return CPS_FULL;
-    bool dup = position < source->dup_below;
-    const uint8_t *packet_end = wire_put_publish(out, at, record, packet_id, dup, source->level);
-    CPS_ASSERT(packet_end == out + packet_bytes);
-    framed->produced_bytes += packet_bytes;
-    framed->messages++;
-    framed->resent += dup;
-    return CPS_OK;
-}
-
-enum cps_status cps_wire_frame(const cps_wire_source *source, cps_window *window, uint8_t *out, size_t capacity_bytes,
-                               cps_wire_framed *framed) {
-    *framed = (cps_wire_framed){0};
-    while (framed->consumed_bytes < source->size_bytes) {
-        const uint8_t *at = source->bytes + framed->consumed_bytes;
-        uint64_t position = source->position + framed->consumed_bytes;
-        cps_record record;
-        enum cps_status status = cps_record_load(at, source->size_bytes - framed->consumed_bytes, position, &record);
-        if (status == CPS_OK && !record.is_pad) {
-            status = wire_frame_one(source, window, at, &record, out + framed->produced_bytes,
-                                    capacity_bytes - framed->produced_bytes, framed);
-        }
-        if (status == CPS_FULL) return CPS_OK;
-        if (CPS_UNLIKELY(status != CPS_OK)) {
-            framed->stop = CPS_WIRE_REFUSED;
-            return status;
-        }
-        framed->consumed_bytes += (size_t)cps_record_span(record.length_bytes);
-    }
-    framed->stop = CPS_WIRE_SPAN_END;
-    return CPS_OK;
-}
+/* ---- outbound: acknowledgements; publishing is in _wire_out.c ---- */
 
 enum cps_status cps_wire_puback(uint8_t *out, size_t capacity_bytes, const uint16_t *packet_ids, size_t n,
                                 size_t *produced_bytes) {

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "_record.h"
 #include "_status.h"
 #include "_window.h"
 
@@ -48,31 +49,66 @@ enum cps_wire_type { /* of a packet, as in its first byte */
 CPS_MUST_CHECK enum cps_status cps_wire_packet_bytes(uint64_t topic_bytes, uint64_t payload_bytes, uint8_t level,
                                                      uint32_t *size_bytes);
 
+/* Topic aliases of one connection (level 5): which topic each number stands for.  A topic has one place where it can be.
+ * One that is in use keeps its place: each use earns it credit, and another topic that needs the place takes a credit
+ * away, or the place when there is none left. */
+enum { CPS_WIRE_ALIASES = 64, CPS_WIRE_ALIAS_TOPIC_MAX = 254, CPS_WIRE_ID_PREFIX_MAX = 40 };
+#define CPS_WIRE_ID_KEY "cloudpubsub-id" /* of the user property that carries a message's id */
+
+typedef struct cps_wire_aliases {
+    uint16_t count; /* that the broker allows */
+    struct {
+        uint16_t topic_bytes; /* 0: not in use */
+        uint8_t credit;
+        uint8_t topic[CPS_WIRE_ALIAS_TOPIC_MAX];
+    } entries[CPS_WIRE_ALIASES];
+} cps_wire_aliases;
+
+/* A new connection, on which the broker takes aliases 1..`limit`. */
+void cps_wire_aliases_reset(cps_wire_aliases *aliases, uint16_t limit);
+
 typedef struct cps_wire_source { /* records as the log hands them out */
     const uint8_t *bytes;        /* begins and ends on a border of records; messages and pads */
     size_t size_bytes;
     uint64_t position;     /* in the log, of the first byte */
     uint64_t dup_below;    /* records below it may have been sent before: DUP is set and they count as resent */
     uint64_t now_ms;       /* for the window */
+    uint64_t boot_ms;      /* the clock by which records are stamped, now */
+    uint64_t bytes_max;    /* frame no further packet when there are so many */
     uint32_t messages_max; /* frame no more than this */
+    uint32_t hold_messages; /* so many are held and not sent, before any other is framed */
+    uint32_t packet_bytes_max; /* the broker takes no larger ones: these are held */
+    uint16_t id_prefix_bytes;  /* at most CPS_WIRE_ID_PREFIX_MAX */
     uint8_t level;
+    bool earlier_boot;         /* the stamps are of a boot that is over */
+    bool no_retain;            /* the broker takes no retained messages: these are held */
+    cps_wire_aliases *aliases; /* level 5; NULL: none */
+    const uint8_t *id_prefix;  /* level 5: each packet carries "<prefix><position>/<end>/<after>"; NULL: none does */
+    uint64_t *after;           /* where the message before the next one ended; kept up to date here; may be NULL without
+                                  an id_prefix */
 } cps_wire_source;
 
 enum cps_wire_stop { /* why framing ended */
     CPS_WIRE_SPAN_END,
     CPS_WIRE_OUTPUT_FULL, /* the next packet needs `packet_bytes`, more than is left of the output */
     CPS_WIRE_WINDOW_FULL,
-    CPS_WIRE_LIMIT,   /* messages_max packets were framed */
+    CPS_WIRE_LIMIT,   /* messages_max packets or bytes_max bytes were framed */
+    CPS_WIRE_HELD,    /* the last record consumed can never be sent on this connection: see `unsendable` */
     CPS_WIRE_REFUSED, /* the record at `consumed_bytes` cannot be sent; see the status */
 };
+
+enum cps_wire_unsendable { CPS_WIRE_SENDABLE, CPS_WIRE_OVERSIZE, CPS_WIRE_RETAINED };
 
 typedef struct cps_wire_framed {
     size_t consumed_bytes; /* of the source; always a border of records */
     size_t produced_bytes; /* of the output; whole packets */
     uint32_t messages;     /* framed, `resent` among them */
     uint32_t resent;       /* framed with DUP */
-    uint32_t skipped;      /* not framed, because acknowledged before the reconnect */
+    uint32_t skipped;      /* not framed, because ended before the reconnect, or expired */
+    uint32_t held;         /* not framed and held */
     uint32_t packet_bytes; /* CPS_WIRE_OUTPUT_FULL: room that the next packet needs; else 0 */
+    uint64_t unsendable_position;
+    enum cps_wire_unsendable unsendable;
     enum cps_wire_stop stop;
 } cps_wire_framed;
 
@@ -82,6 +118,19 @@ typedef struct cps_wire_framed {
  * this version does not know.  CPS_TOO_LARGE: the record there is more than MQTT can carry. */
 CPS_MUST_CHECK enum cps_status cps_wire_frame(const cps_wire_source *source, cps_window *window, uint8_t *out,
                                               size_t capacity_bytes, cps_wire_framed *framed);
+
+typedef struct cps_wire_record { /* one message, whose payload may be another than the record's */
+    const uint8_t *at;
+    const cps_record *record; /* loaded from there */
+    const uint8_t *payload;
+    uint32_t payload_bytes;
+} cps_wire_record;
+
+/* The same for one message, to the first `room_bytes` of `out`; `*framed` is added to.  CPS_FULL: not now, `framed->stop`
+ * says why, nothing was changed.  `*source->after` is the caller's to move. */
+CPS_MUST_CHECK enum cps_status cps_wire_frame_one(const cps_wire_source *source, const cps_wire_record *from,
+                                                  cps_window *window, uint8_t *out, size_t room_bytes,
+                                                  cps_wire_framed *framed);
 
 /* Frame a PUBACK (4 bytes, in every protocol level) for each of `n` packet ids.
  * CPS_FULL: only the first `*produced_bytes / 4` of them found room. */

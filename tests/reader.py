@@ -45,6 +45,8 @@ class Message(NamedTuple):
     retain: bool
     epoch: int
     stamp_ms: int
+    properties: bytes
+    ttl_ms: int
 
 
 class Place(NamedTuple):
@@ -218,13 +220,23 @@ def _record(data: bytes, offset: int, position: int, epoch: int, limit: int) -> 
     if length < 32:
         return None
     (its_position, its_epoch, flags, _, topic_bytes, userdata_bytes) = struct.unpack_from("<QIBBHH", data, offset + 8)
-    if its_position != position or its_epoch > epoch or 32 + topic_bytes + userdata_bytes > length:
+    extras = 8 if flags & 2 else 0
+    if its_position != position or its_epoch > epoch or 32 + topic_bytes + userdata_bytes + extras > length:
         return None
     if crc != crc32c(data[offset + 4 : offset + length]):
         return None
     stamp_ms = int.from_bytes(data[offset + 26 : offset + 32], "little")
     topic = data[offset + 32 : offset + 32 + topic_bytes]
-    payload = data[offset + 32 + topic_bytes : offset + length - userdata_bytes]
-    userdata = data[offset + length - userdata_bytes : offset + length]
-    message = Message(position, topic, payload, userdata, bool(flags & 1), its_epoch, stamp_ms)
+    end, properties, ttl_ms = offset + length, b"", 0
+    if extras:
+        end -= 8
+        size, ttl_ms = int.from_bytes(data[end : end + 2], "little"), int.from_bytes(data[end + 2 : end + 8], "little")
+        if 32 + topic_bytes + userdata_bytes + 8 + size > length:
+            return None
+        properties, end = data[end - size : end], end - size
+    payload = data[offset + 32 + topic_bytes : end - userdata_bytes]
+    userdata = data[end - userdata_bytes : end]
+    message = Message(
+        position, topic, payload, userdata, bool(flags & 1), its_epoch, stamp_ms, properties, ttl_ms
+    )
     return Place(position, offset, span, message)

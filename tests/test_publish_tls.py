@@ -184,7 +184,7 @@ def test_a_server_that_never_answers_the_handshake_is_given_up(tls_files: TlsFil
         client = tls_client(broker.port, tmp_path, tls, connect_timeout=0.3)
         with client:
             until(lambda: broker.connections >= 2)
-            assert client.stats().last_error == "timed out"
+            assert client.stats().last_error == "TLS timed out"
 
 
 def test_100_000_messages_cross_tls_and_three_cuts(tls_files: TlsFiles, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from cloudpubsub._properties import decode_user_properties
 from cloudpubsub.cli.common import (
     DONE,
     FAILED,
@@ -111,6 +112,9 @@ def _as_text(record: Record, clock_ms: int | None) -> str:
         parts.append("retain")
     if message.userdata:
         parts.append(f"userdata={shown(message.userdata)}")
+    if message.ttl_ms:
+        parts.append(f"ttl={message.ttl_ms / 1000:g}s")
+    parts += [f"{name}={value}" for name, value in decode_user_properties(message.properties)]
     return "\t".join(parts) + "\n"
 
 
@@ -122,6 +126,8 @@ def _as_json(record: Record, clock_ms: int | None) -> str:
         **_bytes("payload", message.payload),
         **_bytes("userdata", message.userdata),
         "retain": message.retain,
+        "ttl_ms": message.ttl_ms or None,
+        "user_properties": decode_user_properties(message.properties),
         "epoch": message.epoch,
         "stamp_ms": message.stamp_ms,
         "time_ms": None if clock_ms is None else clock_ms + message.stamp_ms,

@@ -43,6 +43,8 @@ __all__ = [
 ALIGN = 8
 RECORD_HEADER_BYTES = 32
 RECORD_LENGTH_MAX = 1 << 28
+EXTRAS = 2  # in the flags: properties and 8 bytes more stand at the end
+EXTRAS_BYTES = 8
 PAD = 1 << 31  # in the word that holds the length
 HEADER_BYTES = 128
 FOOTER_BYTES = 64
@@ -52,6 +54,7 @@ POSITION_BLOCK = 1 << 40  # positions are reserved in blocks of this many
 
 #: CRC, length, position, epoch, flags, 0, topic, userdata, stamp (low 16 bits, high 32 bits).
 RECORD = struct.Struct("<IIQIBBHHHI")
+_EXTRAS = struct.Struct("<HHI")  # length of the properties, time to live (low 16 bits, high 32 bits)
 _PAD_KNOWN = struct.Struct("<IQI")
 _HEADER = struct.Struct("<8sII16s16sIIQQQ44xI")
 _FOOTER = struct.Struct("<8sQQQQI16xI")
@@ -74,6 +77,7 @@ REASONS = (
     "full, newest dropped",
     "damaged on disk",
     "unreadable on disk",
+    "expired",
 )
 
 
@@ -94,22 +98,45 @@ class Message(NamedTuple):
     retain: bool
     epoch: int
     stamp_ms: int  # CLOCK_BOOTTIME of the boot in which it was published
+    properties: bytes  # of MQTT 5, as they are sent
+    ttl_ms: int  # 0: it lives for ever
 
 
 def message_of(raw: memoryview) -> Message:
     """The parts of a record that is known to be valid; `raw` is as long as the record, without padding."""
     _, length, position, epoch, flags, _, topic_bytes, userdata_bytes, low, high = RECORD.unpack_from(raw)
     topic_end = RECORD_HEADER_BYTES + topic_bytes
-    payload_end = length - userdata_bytes
+    properties_end = length - (EXTRAS_BYTES if flags & EXTRAS else 0)
+    properties_bytes, ttl_low, ttl_high = _EXTRAS.unpack_from(raw, properties_end) if flags & EXTRAS else (0, 0, 0)
+    userdata_end = properties_end - properties_bytes
+    payload_end = userdata_end - userdata_bytes
     return Message(
         position,
         bytes(raw[RECORD_HEADER_BYTES:topic_end]),
         bytes(raw[topic_end:payload_end]),
-        bytes(raw[payload_end:length]),
+        bytes(raw[payload_end:userdata_end]),
         bool(flags & 1),
         epoch,
         low | high << 16,
+        bytes(raw[userdata_end:properties_end]),
+        ttl_low | ttl_high << 16,
     )
+
+
+def parts_fit(header: memoryview, offset: int = 0) -> bool:
+    """Whether the parts that a record's header names are not longer than the record."""
+    _, length, _, _, flags, _, topic_bytes, userdata_bytes, _, _ = RECORD.unpack_from(header, offset)
+    extras_bytes = EXTRAS_BYTES if flags & EXTRAS else 0
+    return bool(RECORD_HEADER_BYTES + topic_bytes + userdata_bytes + extras_bytes <= length)
+
+
+def extras_fit(raw: memoryview) -> bool:
+    """The same with the properties, of a record that is there whole, without padding."""
+    _, length, _, _, flags, _, topic_bytes, userdata_bytes, _, _ = RECORD.unpack_from(raw)
+    if not flags & EXTRAS:
+        return True
+    properties_bytes = _EXTRAS.unpack_from(raw, length - EXTRAS_BYTES)[0]
+    return bool(RECORD_HEADER_BYTES + topic_bytes + userdata_bytes + properties_bytes + EXTRAS_BYTES <= length)
 
 
 def pad_crc(length_word: int, position: int, epoch: int) -> int:

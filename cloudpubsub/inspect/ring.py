@@ -24,6 +24,7 @@ from cloudpubsub.inspect.layout import (
     Produced,
     Settled,
     decode_ledger,
+    parts_fit,
     settled_of,
 )
 from cloudpubsub.inspect.segment import Damage, Record, open_to_read, read_at
@@ -151,8 +152,7 @@ def _record(data: memoryview, at: int, room: int) -> Record | None:
         return None
     if len(data) < RECORD_HEADER_BYTES:
         return Record(at, span, data, False)  # read again, in full
-    _, _, position, _, _, _, topic_bytes, userdata_bytes, _, _ = RECORD.unpack_from(data)
-    if position != at or RECORD_HEADER_BYTES + topic_bytes + userdata_bytes > word:
+    if RECORD.unpack_from(data)[2] != at or not parts_fit(data):
         return None
     return Record(at, span, data[:word], False)
 

@@ -28,8 +28,10 @@ from cloudpubsub.inspect.layout import (
     Footer,
     Header,
     SegmentName,
+    extras_fit,
     looks_like_footer,
     pad_crc,
+    parts_fit,
 )
 
 __all__ = ["Damage", "NotAFile", "Record", "SegmentFile", "Walk", "open_to_read", "read_at"]
@@ -237,11 +239,11 @@ class Walk:
             return Record(at, span, data[index : index + 8], True)
         if rest < RECORD_HEADER_BYTES:
             return None
-        crc, length, position, epoch, _, _, topic_bytes, userdata_bytes, _, _ = RECORD.unpack_from(data, index)
+        crc, length, position, epoch = RECORD.unpack_from(data, index)[:4]
         span = (length + ALIGN - 1) & -ALIGN
         if position != at or epoch > self._epoch or span > rest or length > RECORD_LENGTH_MAX:
             return None
-        if RECORD_HEADER_BYTES + topic_bytes + userdata_bytes > length:
+        if not parts_fit(data, index):
             return None
         if index + length > len(data):
             if span > _CHUNK_BYTES and not self._large_holds(at, length, crc):
@@ -251,7 +253,7 @@ class Walk:
             if length > len(data):
                 return None
         raw = data[index : index + length]
-        return Record(at, span, raw, False) if crc32c(raw[4:]) == crc else None
+        return Record(at, span, raw, False) if crc32c(raw[4:]) == crc and extras_fit(raw) else None
 
     def _large_holds(self, at: int, length: int, crc: int) -> bool:
         """Is this the CRC of a record of more than a chunk?  A damaged length shall not cost its size in memory."""
@@ -313,8 +315,8 @@ def _claims(data: memoryview, start: int) -> Iterator[int]:
 
 def _plausible_span(header: memoryview, rest: int) -> int:
     """The room of the message whose header this may be; 0 if it cannot be one."""
-    _, length, _, _, _, _, topic_bytes, userdata_bytes, _, _ = RECORD.unpack(header)
+    length = RECORD.unpack(header)[1]
     span: int = (length + ALIGN - 1) & -ALIGN
-    if length > RECORD_LENGTH_MAX or span > rest or RECORD_HEADER_BYTES + topic_bytes + userdata_bytes > length:
+    if length > RECORD_LENGTH_MAX or span > rest or not parts_fit(header):
         return 0
     return span

@@ -212,10 +212,15 @@ class Log:
         assert got == self.lib.CPS_EMPTY, got
         return seen
 
-    def settle(self, done: list[Record]) -> None:
-        """Acknowledge these, which are the oldest of what was read."""
-        if done:
-            self.lib.cps_log_settle(self.c, done[-1].end, len(done), sum(record.span for record in done))
+    def settle(self, done: list[Record], ended: dict[int, int] | None = None) -> None:
+        """Acknowledge these, which are the oldest of what was read, but for those that `ended` gives a reason."""
+        if not done:
+            return
+        ended = ended or {}
+        losses = [(one.position, one.end, 1, one.span, ended[one.position]) for one in done if one.position in ended]
+        acked = [record.span for record in done if record.position not in ended]
+        out = self.ffi.new("cps_loss[]", losses)
+        self.lib.cps_log_settle(self.c, done[-1].end, len(acked), sum(acked), out, len(losses))
 
     def rewind(self) -> None:
         self.lib.cps_log_rewind(self.c)

@@ -29,8 +29,30 @@ class Window:
         status: int = self.lib.cps_window_push(self.c, position, end, packet_bytes, now_ms, self.id)
         return int(self.id[0]) if status == self.lib.CPS_OK else status
 
-    def skip(self, position: int, end: int) -> int:
-        return int(self.lib.cps_window_skip(self.c, position, end))
+    def skip(self, position: int, end: int, fate: int = 0) -> int:
+        return int(self.lib.cps_window_skip(self.c, position, end, fate))
+
+    def hold(self, position: int, end: int) -> int:
+        return int(self.lib.cps_window_hold(self.c, position, end))
+
+    def refuse(self, packet_id: int) -> int | None:
+        """The position, None if that id is not in flight."""
+        status = self.lib.cps_window_refuse(self.c, packet_id, self.a)
+        assert status in (self.lib.CPS_OK, self.lib.CPS_UNKNOWN)
+        return self.a[0] if status == self.lib.CPS_OK else None
+
+    def end(self, position: int, fate: int) -> bool:
+        status = self.lib.cps_window_end(self.c, position, fate)
+        assert status in (self.lib.CPS_OK, self.lib.CPS_UNKNOWN)
+        return bool(status == self.lib.CPS_OK)
+
+    def endings(self) -> list[tuple[int, int, int, int, int]]:
+        """(first, end, messages, bytes, fate) of what the head has passed, taken."""
+        count = self.ffi.new("size_t *")
+        at = self.lib.cps_window_endings(self.c, count)
+        seen = [(at[i].first, at[i].end, at[i].messages, at[i].bytes, at[i].fate) for i in range(count[0])]
+        self.lib.cps_window_told(self.c)
+        return seen
 
     def ack(self, packet_id: int) -> tuple[int, int] | None:
         status = self.lib.cps_window_ack(self.c, packet_id, self.a, self.b)
@@ -44,8 +66,13 @@ class Window:
         status = self.lib.cps_window_oldest(self.c, self.a, self.b)
         return (self.a[0], self.b[0]) if status == self.lib.CPS_OK else None
 
+    def recall(self, position: int) -> int | None:
+        """Its fate, None if it is not remembered."""
+        fate = self.ffi.new("enum cps_fate *")
+        return int(fate[0]) if self.lib.cps_window_recall(self.c, position, fate) == self.lib.CPS_OK else None
+
     def was_acked(self, position: int) -> bool:
-        return bool(self.lib.cps_window_was_acked(self.c, position))
+        return self.recall(position) == self.lib.CPS_FATE_ACKED
 
     def restart(self) -> None:
         self.lib.cps_window_restart(self.c)

@@ -10,11 +10,20 @@ def align(size: int) -> int:
     return (size + 7) & ~7
 
 
-def record(position: int, topic: bytes, payload: bytes, userdata: bytes = b"", retain: bool = False) -> bytes:
+def record(
+    position: int, topic: bytes, payload: bytes, userdata: bytes = b"", retain: bool = False, *,
+    properties: bytes | None = None, ttl_ms: int = 0, stamp_ms: int = 0,
+) -> bytes:  # fmt: skip
     """A record of the log, its padding included."""
-    length = 32 + len(topic) + len(payload) + len(userdata)
-    head = struct.pack("<IIQIBBHHHI", 0, length, position, 7, int(retain), 0, len(topic), len(userdata), 0, 0)
-    return (head + topic + payload + userdata).ljust(align(length), b"\0")
+    extras, flags = b"", int(retain)
+    if properties is not None or ttl_ms:
+        properties = properties or b""
+        extras = properties + struct.pack("<H", len(properties)) + ttl_ms.to_bytes(6, "little")
+        flags |= 2
+    length = 32 + len(topic) + len(payload) + len(userdata) + len(extras)
+    head = struct.pack("<IIQIBBHH", 0, length, position, 7, flags, 0, len(topic), len(userdata))
+    head += stamp_ms.to_bytes(6, "little")
+    return (head + topic + payload + userdata + extras).ljust(align(length), b"\0")
 
 
 def pad(size: int) -> bytes:
@@ -63,12 +72,18 @@ def decode(data: bytes, level: int) -> tuple[list[dict[str, Any]], bytes]:
         (size,) = struct.unpack_from(">H", body)
         (packet_id,) = struct.unpack_from(">H", body, 2 + size)
         after = 4 + size
+        properties = b""
         if level == 5:
-            assert body[after] == 0
-            after += 1
+            count = shift = 0
+            while True:
+                count |= (body[after] & 0x7F) << shift
+                shift, after = shift + 7, after + 1
+                if body[after - 1] < 0x80:
+                    break
+            properties, after = body[after : after + count], after + count
         seen.append({
             "topic": body[2 : 2 + size], "payload": body[after:], "packet_id": packet_id,
-            "retain": data[0] & 1, "dup": data[0] >> 3 & 1,
+            "retain": data[0] & 1, "dup": data[0] >> 3 & 1, "properties": properties,
         })  # fmt: skip
         data = rest
     return seen, data

@@ -281,7 +281,7 @@ static void settle(following *f, unsigned count) {
         bytes += f->flights[i].span;
         f->settled[f->flights[i].producer] = f->flights[i].n + 1;
     }
-    cps_log_settle(f->log, f->flights[count - 1].end, count, bytes);
+    cps_log_settle(f->log, f->flights[count - 1].end, count, bytes, NULL, 0);
     f->in_flight -= count;
     memmove(f->flights, f->flights + count, f->in_flight * sizeof *f->flights);
 }
@@ -420,7 +420,7 @@ enum cps_status stress_drain(cps_log *log, size_t batch_bytes, uint64_t *message
         if (batch.position < last) return CPS_DAMAGED;
         last = batch.size > 0 ? batch.position + batch.size : batch.lost_end;
         cps_log_read_done(log, last - batch.position);
-        cps_log_settle(log, last, count, bytes);
+        cps_log_settle(log, last, count, bytes, NULL, 0);
         *messages += count;
     }
 }

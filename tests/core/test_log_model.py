@@ -26,7 +26,7 @@ class Queue(RuleBasedStateMachine):
         self.disk = Disk()
         self.pending: list[tuple[int, bytes]] = []
         self.flight: list[Record] = []
-        self.made = self.published = self.acked = self.dropped = self.refused = 0
+        self.made = self.published = self.acked = self.dropped = self.refused = self.dead = 0
         self.reasons: Counter[int] = Counter()  # messages that were reported as lost, by reason
         self.gone: list[tuple[int, int]] = []  # position and reason of each that was in the log
         self.last = -1
@@ -126,6 +126,22 @@ class Queue(RuleBasedStateMachine):
         self.log.settle(self.flight[:count])
         self.forget(count)
 
+    @rule(count=st.integers(1, 16), data=st.data())
+    def settle_with_other_ends(self, count: int, data: st.DataObject) -> None:
+        done = self.flight[:count]
+        reasons = [0, self.lib.CPS_REASON_EXPIRED, self.lib.CPS_REASON_DEAD]
+        chosen = data.draw(st.lists(st.sampled_from(reasons), min_size=len(done), max_size=len(done)))
+        ended = {one.position: reason for one, reason in zip(done, chosen, strict=True) if reason}
+        self.log.settle(done, ended)
+        del self.flight[: len(done)]
+        dead = {position for position, reason in ended.items() if reason == self.lib.CPS_REASON_DEAD}
+        acked = {one.position for one in done} - set(ended)
+        self.dead += len(dead)
+        self.acked += len(acked)
+        self.pending = [one for one in self.pending if one[0] not in dead | acked]
+        self.lose(self.log.losses())  # the expired ones
+        assert not any(one[0] in ended for one in self.pending)
+
     @rule(share=st.floats(0, 1))
     def settle_through(self, share: float) -> None:
         if self.flight:
@@ -203,6 +219,7 @@ class Queue(RuleBasedStateMachine):
         assert stats.produced.messages == self.published
         assert stats.produced.refused == self.refused
         assert stats.settled.acked_messages == self.acked
+        assert stats.settled.dead_messages == self.dead
         assert stats.settled.dropped_messages <= self.dropped  # one more may have come just now
         assert stats.spool_bytes <= self.chosen["spool_bytes_max"]
         assert self.disk.lib.sim_used(self.disk.c) <= self.chosen["spool_bytes_max"] + META_BYTES

@@ -21,6 +21,8 @@ class Entry:
     sent_ms: int
     packet_id: int
     done: bool
+    held: bool = False
+    fate: int = 0
 
 
 class WindowMachine(RuleBasedStateMachine):
@@ -42,8 +44,10 @@ class WindowMachine(RuleBasedStateMachine):
         self.head: int | None = None
         self.settled = 0  # records before it are settled in order
         self.next = 0  # record to be sent next
-        self.acked: set[int] = set()  # positions ever acknowledged
-        self.known: set[int] = set()  # of them, when the last connection broke
+        self.ended: dict[int, int] = {}  # fates of positions that ended
+        self.known: dict[int, int] = {}  # of them, when the last connection broke
+        self.passed: list[tuple[int, int, int]] = []  # (position, end, fate) that the head passed, not acknowledged
+        self.settled_acks = 0
         self.unknown = 0
 
     def teardown(self) -> None:
@@ -56,26 +60,51 @@ class WindowMachine(RuleBasedStateMachine):
 
     def pop(self) -> None:
         while self.entries and self.entries[0].done:
+            entry = self.entries[0]
+            if entry.fate:
+                runs = self.runs()
+                joins = bool(runs) and runs[-1][1] == entry.position and runs[-1][4] == entry.fate
+                if len(runs) == self.window.lib.CPS_WINDOW_ENDINGS and not joins:
+                    return
+                self.passed.append((entry.position, entry.end, entry.fate))
+            else:
+                self.settled_acks += 1
             self.head = self.entries.pop(0).end
             self.settled += 1
 
+    def runs(self) -> list[tuple[int, int, int, int, int]]:
+        runs: list[tuple[int, int, int, int, int]] = []
+        for position, end, fate in self.passed:
+            if runs and runs[-1][1] == position and runs[-1][4] == fate:
+                first, _, count, size, _ = runs.pop()
+                runs.append((first, end, count + 1, size + end - position, fate))
+            else:
+                runs.append((position, end, 1, end - position, fate))
+        return runs
+
+    @rule()
+    def tell(self) -> None:
+        assert self.window.endings() == self.runs()
+        self.passed = []
+        self.pop()
+
     @property
     def flying(self) -> list[Entry]:
-        return [entry for entry in self.entries if not entry.done]
+        return [entry for entry in self.entries if not entry.done and not entry.held]
 
     @precondition(lambda self: self.next < len(self.records))
     @rule(packet_bytes=st.sampled_from([1, 100, 600]), now_ms=st.integers(0, 1 << 50))
     def send(self, packet_bytes: int, now_ms: int) -> None:
         position, end = self.records[self.next]
-        known = position in self.known
-        assert self.window.was_acked(position) == known
-        if known:
-            status = self.window.skip(position, end)
+        known = self.known.get(position)
+        assert self.window.recall(position) == known
+        if known is not None:
+            status = self.window.skip(position, end, known)
             if len(self.entries) == self.capacity:
                 assert status == self.window.lib.CPS_FULL
                 return
             assert status == self.window.lib.CPS_OK
-            self.entries.append(Entry(position, end, 0, 0, self.deal(), True))
+            self.entries.append(Entry(position, end, 0, 0, self.deal(), True, fate=known))
             self.pop()
         else:
             dealt = self.window.push(position, end, packet_bytes, now_ms)
@@ -94,7 +123,41 @@ class WindowMachine(RuleBasedStateMachine):
         entry = data.draw(st.sampled_from(self.flying))
         assert self.window.ack(entry.packet_id) == (entry.position, entry.end)
         entry.done = True
-        self.acked.add(entry.position)
+        self.ended[entry.position] = 0
+        self.pop()
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data())
+    def refuse(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.flying))
+        assert self.window.refuse(entry.packet_id) == entry.position
+        entry.held = True
+        assert self.window.ack(entry.packet_id) is None  # it is in flight no more
+        self.unknown += 1
+
+    @precondition(lambda self: self.next < len(self.records) and self.records[self.next][0] not in self.known)
+    @rule(fate=st.sampled_from([None, 2]))
+    def hold_or_skip(self, fate: int | None) -> None:
+        position, end = self.records[self.next]
+        status = self.window.hold(position, end) if fate is None else self.window.skip(position, end, fate)
+        if len(self.entries) == self.capacity:
+            assert status == self.window.lib.CPS_FULL
+            return
+        assert status == self.window.lib.CPS_OK
+        self.next += 1
+        self.entries.append(Entry(position, end, 0, 0, self.deal(), fate is not None, fate is None, fate or 0))
+        if fate is not None:
+            self.ended[position] = fate
+            self.pop()
+
+    @precondition(lambda self: not all(entry.done for entry in self.entries))
+    @rule(data=st.data(), fate=st.sampled_from([0, 1, 2]))
+    def end(self, data: st.DataObject, fate: int) -> None:
+        entry = data.draw(st.sampled_from([entry for entry in self.entries if not entry.done]))
+        assert self.window.end(entry.position, fate)
+        assert not self.window.end(entry.position, fate)
+        entry.held, entry.done, entry.fate = False, True, fate
+        self.ended[entry.position] = fate
         self.pop()
 
     @rule(packet_id=st.sampled_from([0, 1, 2, 3, 7, 40, 32768, 65527, 65530, 65533, 65534, 65535]))
@@ -112,8 +175,10 @@ class WindowMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        while self.passed:
+            self.tell()
         self.window.restart()
-        self.known = set(self.acked)
+        self.known = dict(self.ended)
         self.entries, self.head, self.next = [], None, self.settled
 
     @precondition(lambda self: not self.entries)
@@ -130,7 +195,7 @@ class WindowMachine(RuleBasedStateMachine):
     def ask_ahead(self, data: st.DataObject) -> None:
         """Asking in any order forgets nothing."""
         position = self.records[data.draw(st.integers(self.next, len(self.records) - 1))][0]
-        assert self.window.was_acked(position) == (position in self.known)
+        assert self.window.recall(position) == self.known.get(position)
 
     @invariant()
     def agrees(self) -> None:
@@ -142,6 +207,9 @@ class WindowMachine(RuleBasedStateMachine):
         assert window.head() == self.head
         assert window.oldest() == ((flying[0].position, flying[0].sent_ms) if flying else None)
         assert window.lib.cps_window_unknown_acks(window.c) == self.unknown
+        assert window.lib.cps_window_held(window.c) == sum(entry.held for entry in self.entries)
+        window.lib.cps_window_settled(window.c, window.a, window.b)
+        assert window.a[0] == self.settled_acks
 
 
 TestWindowAgreesWithModel = WindowMachine.TestCase
@@ -184,11 +252,11 @@ def test_id_0_is_never_known(open_window: Callable[..., Window]) -> None:
 
 def test_head_waits_for_the_gap(open_window: Callable[..., Window]) -> None:
     window = open_window(4)
-    first, second, third = (window.push(n * 100, n * 100 + 96) for n in range(3))
-    assert window.ack(third) == (200, 296) and window.ack(second) == (100, 196)
+    first, second, third = (window.push(n * 104, n * 104 + 96) for n in range(3))
+    assert window.ack(third) == (208, 304) and window.ack(second) == (104, 200)
     assert window.head() is None
     assert window.ack(first) == (0, 96)
-    assert window.head() == 296
+    assert window.head() == 304
 
 
 def test_second_ack_of_an_id_is_unknown(open_window: Callable[..., Window]) -> None:
@@ -263,3 +331,23 @@ def test_memory_of_acknowledgements_is_bounded(open_window: Callable[..., Window
         window.restart()
     assert window.lib.cps_window_remembered(window.c) == 3
     assert [n for n in (11, 12, 101, 102) if window.was_acked(n * 8)] == [11, 12, 101]
+
+
+def test_the_head_stands_still_while_too_many_endings_wait_to_be_told(open_window: Callable[..., Window]) -> None:
+    window = open_window(100)
+    most, dead = window.lib.CPS_WINDOW_ENDINGS, window.lib.CPS_FATE_DEAD
+    for n in range(most + 1):
+        assert window.skip(16 * n, 16 * n + 8, dead) == window.lib.CPS_OK
+    assert window.head() == 16 * (most - 1) + 8
+    assert window.endings() == [(16 * n, 16 * n + 8, 1, 8, dead) for n in range(most)]
+    assert window.head() == 16 * most + 8
+    assert window.endings() == [(16 * most, 16 * most + 8, 1, 8, dead)]
+
+
+def test_oldest_in_flight_is_not_one_that_is_held(open_window: Callable[..., Window]) -> None:
+    window = open_window(4)
+    refused = window.push(0, 8, now_ms=1)
+    window.push(8, 16, now_ms=2)
+    assert window.refuse(refused) == 0
+    assert window.oldest() == (8, 2)
+    assert window.inflight[0] == 1

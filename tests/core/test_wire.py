@@ -26,9 +26,9 @@ class Log:
     data: bytearray = field(default_factory=bytearray)
     messages: list[tuple[int, int, bytes, bytes, bool]] = field(default_factory=list)  # start, end, ...
 
-    def add(self, topic: bytes, payload: bytes, userdata: bytes = b"", retain: bool = False) -> int:
+    def add(self, topic: bytes, payload: bytes, userdata: bytes = b"", retain: bool = False, **more: Any) -> int:
         position = BASE + len(self.data)
-        self.data += record(position, topic, payload, userdata, retain)
+        self.data += record(position, topic, payload, userdata, retain, **more)
         self.messages.append((position, BASE + len(self.data), topic, payload, retain))
         return position
 
@@ -43,15 +43,21 @@ class Framed:
     skipped: int
     needs: int
     stop: int
+    held: int
+    unsendable: tuple[int, int]  # why, and its position
 
 
 def frame(
     window: Window, data: bytes | bytearray, *, position: int = BASE, room: int = ROOMY, dup_below: int = 0,
-    limit: int = 1 << 30, level: int = 4, now_ms: int = 0,
+    limit: int = 1 << 30, level: int = 4, now_ms: int = 0, **more: Any,
 ) -> Framed:  # fmt: skip
     ffi, lib = load()
     held = ffi.new("uint8_t[]", bytes(data) or b"\0")
-    source = ffi.new("cps_wire_source *", [held, len(data), position, dup_below, now_ms, limit, level])
+    source = ffi.new("cps_wire_source *", {
+        "bytes": held, "size_bytes": len(data), "position": position, "dup_below": dup_below, "now_ms": now_ms,
+        "messages_max": limit, "bytes_max": 1 << 40, "packet_bytes_max": lib.CPS_WIRE_PACKET_MAX,
+        "level": level, **more,
+    })  # fmt: skip
     out, framed = ffi.new("uint8_t[]", room + 1), ffi.new("cps_wire_framed *")
     out[room] = 0xEE
     status = lib.cps_wire_frame(source, window.c, out, room, framed)
@@ -60,7 +66,7 @@ def frame(
     packets = bytes(ffi.buffer(out, framed.produced_bytes))
     return Framed(
         status, framed.consumed_bytes, packets, framed.messages, framed.resent, framed.skipped, framed.packet_bytes,
-        framed.stop,
+        framed.stop, framed.held, (framed.unsendable, framed.unsendable_position),
     )  # fmt: skip
 
 
@@ -256,3 +262,156 @@ def test_any_bytes_limit_is_no_limit(open_window: Callable[..., Window]) -> None
     for _ in range(8):
         log.add(b"t", b"x" * 10_000)
     assert frame(window, log.data).messages == 8
+
+
+# ---- what only some messages, or only MQTT 5, have
+
+
+def aliases(limit: int) -> Any:
+    ffi, lib = load()
+    table = ffi.new("cps_wire_aliases *")
+    lib.cps_wire_aliases_reset(table, limit)
+    return table
+
+
+def test_a_topic_travels_once_and_then_by_its_alias(open_window: Callable[..., Window]) -> None:
+    log, window, table = Log(), open_window(8), aliases(10)
+    for n in range(3):
+        log.add(b"gateway-17/temperature", b"%d" % n)
+    first, *others = decode(frame(window, log.data, level=5, aliases=table).packets, 5)[0]
+    (alias,) = struct.unpack(">H", first["properties"][1:])
+    assert first["topic"] == b"gateway-17/temperature" and first["properties"][0] == 0x23 and 1 <= alias <= 10
+    assert [(one["topic"], one["properties"], one["payload"]) for one in others] == [
+        (b"", first["properties"], b"1"), (b"", first["properties"], b"2"),
+    ]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    topics=st.lists(st.sampled_from([b"a", b"b/c", b"d" * 254, b"e" * 255, b"f" * 300]), max_size=30),
+    limit=st.integers(0, 5), room=st.sampled_from([300, 700, ROOMY]), capacity=st.integers(1, 9),
+)  # fmt: skip
+def test_a_broker_that_follows_the_aliases_knows_every_topic(
+    topics: list[bytes], limit: int, room: int, capacity: int
+) -> None:
+    """However framing is cut, and on a second connection too, where no alias of the first means anything."""
+    log, window, lib = Log(), Window(capacity), load()[1]
+    for n, topic in enumerate(topics):
+        log.add(topic, b"%d" % n)
+    for _ in range(2):
+        table, known, at, seen = aliases(limit), {}, 0, []  # type: ignore[var-annotated]
+        while at < len(log.data):
+            framed = frame(window, log.data[at:], position=BASE + at, room=room, level=5, aliases=table)
+            assert framed.status == lib.CPS_OK
+            for one in decode(framed.packets, 5)[0]:
+                assert window.ack(one["packet_id"]) is not None
+                topic = one["topic"]
+                if one["properties"]:
+                    (alias,) = struct.unpack(">H", one["properties"][1:])
+                    assert 1 <= alias <= limit
+                    topic = topic or known[alias]
+                    known[alias] = topic
+                seen.append(topic)
+            at += framed.consumed
+            if framed.stop == lib.CPS_WIRE_OUTPUT_FULL and not framed.messages:
+                room = framed.needs
+        assert seen == topics
+        window.restart()
+    window.close()
+
+
+def test_properties_are_sent_under_5_and_left_out_under_311(open_window: Callable[..., Window]) -> None:
+    log, mine = Log(), b"\x26\x00\x01k\x00\x01v"
+    log.add(b"t", b"payload", b"userdata", properties=mine)
+    log.add(b"t", b"", properties=b"")
+    for level, properties in ((4, b""), (5, mine)):
+        seen = decode(frame(open_window(4), log.data, level=level).packets, level)[0]
+        assert [(m["payload"], m["properties"]) for m in seen] == [(b"payload", properties), (b"", b"")]
+
+
+@pytest.mark.parametrize(
+    ("boot_ms", "earlier_boot", "left_s"),
+    [(5_000, False, 10), (5_001, False, 10), (6_000, False, 9), (14_999, False, 1), (15_000, False, None),
+     (4_000, False, 10), (9_999, True, 1), (10_000, True, None), (0, True, 10)],
+)  # fmt: skip
+def test_a_message_travels_with_what_is_left_of_its_life(
+    boot_ms: int, earlier_boot: bool, left_s: int | None, open_window: Callable[..., Window]
+) -> None:
+    """A stamp of the future is a clock that went back; one of an earlier boot is at least as old as this boot."""
+    log = Log()
+    log.add(b"t", b"p", ttl_ms=10_000, stamp_ms=5_000)
+    window = open_window(4)
+    framed = frame(window, log.data, level=5, boot_ms=boot_ms, earlier_boot=earlier_boot)
+    seen = [m["properties"] for m in decode(framed.packets, 5)[0]]
+    assert seen == ([] if left_s is None else [b"\x02" + struct.pack(">I", left_s)])
+    ended = window.endings()
+    assert ended == ([] if left_s is not None else [(BASE, BASE + len(log.data), 1, len(log.data), 2)])
+    assert framed.consumed == len(log.data)
+
+
+def test_a_message_carries_its_id_and_where_the_one_before_it_ended(open_window: Callable[..., Window]) -> None:
+    ffi = load()[0]
+    log, prefix, after = Log(), ffi.new("uint8_t[]", b"0123/"), ffi.new("uint64_t *", 77)
+    log.add(b"t", b"1")
+    log.data += pad(24)
+    log.add(b"t", b"2")
+    framed = frame(
+        open_window(4), log.data, level=5, id_prefix=prefix, id_prefix_bytes=5, after=after
+    )
+    ids = [m["properties"] for m in decode(framed.packets, 5)[0]]
+    (first, end, *_), (second, last, *_) = log.messages
+    for properties, text in zip(ids, (f"0123/{first}/{end}/77", f"0123/{second}/{last}/{end}"), strict=True):
+        assert properties == b"\x26\x00\x0ecloudpubsub-id" + struct.pack(">H", len(text)) + text.encode()
+    assert after[0] == last
+
+
+def test_what_the_broker_will_not_take_is_held_and_told(open_window: Callable[..., Window]) -> None:
+    log, window, lib = Log(), open_window(8), load()[1]
+    log.add(b"t", b"x" * 50)
+    large = log.add(b"t", b"x" * 100)
+    retained = log.add(b"t", b"x", retain=True)
+    log.add(b"t", b"y")
+    at, told = 0, []
+    for _ in range(3):
+        framed = frame(window, log.data[at:], position=BASE + at, packet_bytes_max=100, no_retain=True)
+        at += framed.consumed
+        told.append((framed.stop, framed.messages, framed.held, framed.unsendable))
+    assert told == [
+        (lib.CPS_WIRE_HELD, 1, 1, (lib.CPS_WIRE_OVERSIZE, large)),
+        (lib.CPS_WIRE_HELD, 0, 1, (lib.CPS_WIRE_RETAINED, retained)),
+        (lib.CPS_WIRE_SPAN_END, 1, 0, (lib.CPS_WIRE_SENDABLE, 0)),
+    ]
+    assert window.inflight[0] == 2 and lib.cps_window_held(window.c) == 2
+
+
+def test_an_alias_never_makes_a_packet_too_large(open_window: Callable[..., Window]) -> None:
+    log = Log()
+    log.add(b"topic", b"x" * 50)
+    size = len(publish(b"topic", b"x" * 50, 1, level=5))
+    framed = frame(open_window(4), log.data, level=5, aliases=aliases(5), packet_bytes_max=size)
+    assert framed.packets == publish(b"topic", b"x" * 50, 1, level=5)
+
+
+def test_the_first_messages_can_be_held_back(open_window: Callable[..., Window]) -> None:
+    log, window = Log(), open_window(8)
+    for n in range(4):
+        log.add(b"t", b"%d" % n)
+    framed = frame(window, log.data, hold_messages=2, limit=1)
+    assert [m["payload"] for m in decode(framed.packets, 4)[0]] == [b"2"]
+    assert (framed.held, framed.messages, framed.stop) == (2, 1, window.lib.CPS_WIRE_LIMIT)
+
+
+def test_no_further_packet_is_framed_when_so_many_bytes_are(open_window: Callable[..., Window]) -> None:
+    log = Log()
+    for _ in range(5):
+        log.add(b"t", b"x" * 93)
+    framed = frame(open_window(8), log.data, bytes_max=101)
+    assert framed.messages == 2 and framed.stop == load()[1].CPS_WIRE_LIMIT
+
+
+def test_properties_longer_than_the_record_are_damage(open_window: Callable[..., Window]) -> None:
+    log = Log()
+    log.add(b"t", b"1234", properties=b"12345")
+    data = damaged(bytes(log.data), 32 + 1 + 4 + 5, struct.pack("<H", 10))
+    assert frame(open_window(4), data).status == load()[1].CPS_DAMAGED
+    assert frame(open_window(4), damaged(data, 32 + 1 + 4 + 5, struct.pack("<H", 9))).status == load()[1].CPS_OK

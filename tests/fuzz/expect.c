@@ -41,8 +41,11 @@ static bool is_message(const fuzz_file *file, size_t at, size_t end) {
     uint64_t length = cps_load32(record + 4);
     if (length < RECORD_BYTES || ((length + 7) & ~(uint64_t)7) > end - at) return false;
     if (cps_load64(record + 8) != file->base + at - HEADER_BYTES || cps_load32(record + 16) > file->epoch) return false;
-    if ((uint64_t)RECORD_BYTES + cps_load16(record + 22) + cps_load16(record + 24) > length) return false;
-    return cps_load32(record) == cps_crc32c_table(0, record + 4, length - 4);
+    uint64_t parts = (uint64_t)RECORD_BYTES + cps_load16(record + 22) + cps_load16(record + 24);
+    bool has_extras = (record[20] & 2) != 0;
+    if (parts + (has_extras ? 8 : 0) > length) return false;
+    if (cps_load32(record) != cps_crc32c_table(0, record + 4, length - 4)) return false;
+    return !has_extras || parts + 8 + cps_load16(record + length - 8) <= length;
 }
 
 /* The length of the pad at `at`, or 0. */

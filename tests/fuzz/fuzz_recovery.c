@@ -196,7 +196,7 @@ static void settle(cps_log *log, const fuzz_record *list, size_t count, bool thr
     if (count == 0) return;
     for (size_t i = 0; i < count; i++) bytes += list[i].end - list[i].position;
     if (through) CHECK(cps_log_settle_through(log, list[count - 1].position) == CPS_OK);
-    else cps_log_settle(log, list[count - 1].end, count, bytes);
+    else cps_log_settle(log, list[count - 1].end, count, bytes, NULL, 0);
 }
 
 static void append(cps_log *log, size_t payload_bytes, fuzz_records *out) {
@@ -327,7 +327,7 @@ static void use_log(const fuzz_spool *spool, const plan *p) {
     if (clarity == FUZZ_OVERLAPPING) check_contains(&again, &seen, settled);
     settle(log, again.list, again.count, p->settles_through);
     check_log(log, &stats);
-    if (reached > stats.settled.head) cps_log_settle(log, reached, 0, 0); /* what is lost behind the last message */
+    if (reached > stats.settled.head) cps_log_settle(log, reached, 0, 0, NULL, 0); /* what is lost behind the last message */
     check_drained(log);
     close_log(log, false);
 

@@ -284,7 +284,8 @@ static void send_some(run *r) {
         cps_wire_source from = {.bytes = r->log + (first->position - r->base), .position = first->position,
                                 .size_bytes = (size_t)(r->known[end - 1].end - first->position),
                                 .dup_below = r->sent_max, .now_ms = r->now_ms, .level = r->level,
-                                .messages_max = (uint32_t)below(r, 20)};
+                                .messages_max = (uint32_t)below(r, 20), .bytes_max = UINT64_MAX,
+                                .packet_bytes_max = CPS_WIRE_PACKET_MAX};
         cps_wire_framed framed;
         size_t capacity = (size_t)below(r, OUTPUT_BYTES + 1);
         CHECK(cps_wire_frame(&from, r->window, packets, capacity, &framed) == CPS_OK);
@@ -312,7 +313,8 @@ static void frame_anything(run *r, const uint8_t *bytes, size_t size) {
         at += length > 0 ? (size_t)cps_record_span(length) : 8;
     }
     CHECK(cps_window_open(1 + (uint32_t)below(r, 8), below(r, 2000), &window) == CPS_OK);
-    cps_wire_source from = {.bytes = source, .size_bytes = size, .messages_max = UINT32_MAX, .level = r->level};
+    cps_wire_source from = {.bytes = source, .size_bytes = size, .messages_max = UINT32_MAX, .level = r->level,
+                            .bytes_max = UINT64_MAX, .packet_bytes_max = (uint32_t)below(r, 300)};
     enum cps_status status = cps_wire_frame(&from, window, packets, (size_t)below(r, OUTPUT_BYTES + 1), &framed);
     CHECK(status == CPS_OK || status == CPS_DAMAGED || status == CPS_TOO_LARGE);
     CHECK((status == CPS_OK) == (framed.stop != CPS_WIRE_REFUSED));

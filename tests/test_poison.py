@@ -1,0 +1,156 @@
+"""A message for which the broker hangs up is found and set aside; broker restarts and bad links condemn nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudpubsub import Message
+from cloudpubsub._suspicion import Suspicion
+from tests.fake_broker import FakeBroker
+from tests.packets import Publish
+from tests.publishing import client_to, publish_numbers, until
+from tests.script import HANG_UP, Cut, Event, Script
+
+QUICK: dict[str, Any] = {"poison_window": 0.3, "reconnect_min": 0.01, "reconnect_max": 0.02, "min_stable": 0}
+
+
+class Dead(list[tuple[Message, str]]):
+    def __call__(self, message: Message, reason: str) -> None:
+        self.append((message, reason))
+
+
+def hang_up_at(*wanted: int, reset: bool = False) -> Any:
+    poison = {b"%d" % number for number in wanted}
+
+    def instead(event: Event) -> Any:
+        packet = event.packet
+        return Cut(reset=reset) if isinstance(packet, Publish) and packet.payload in poison else None
+
+    return instead
+
+
+@pytest.mark.parametrize("protocol", ["3.1.1", "5"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_one_poison_message_among_10_000_is_the_only_one_not_delivered(
+    reset: bool, protocol: str, tmp_path: Path
+) -> None:
+    dead = Dead()
+    script = Script(hang_up_at(5_000, reset=reset))
+    with FakeBroker(script) as broker:
+        with client_to(broker.port, tmp_path, protocol=protocol, on_dead_letter=dead, **QUICK) as client:
+            positions = publish_numbers(client, range(10_000))
+            assert client.flush(60) == 1
+            stats = client.stats()
+            assert (stats.acked, stats.dead_lettered, stats.dropped) == (9_999, 1, 0)
+            assert stats.connects < 20
+            until(lambda: dead)
+    assert [(message.payload, message.position) for message, _ in dead] == [(b"5000", positions[5_000])]
+    assert "hangs up" in dead[0][1]
+    assert set(map(int, (publish.payload for publish in script.publishes))) == set(range(10_000))
+
+
+def test_several_poison_messages_are_found_one_by_one(tmp_path: Path) -> None:
+    """Two of them side by side: neither can stand in for the other."""
+    with FakeBroker(Script(hang_up_at(3, 4, 9))) as broker:
+        with client_to(broker.port, tmp_path, **QUICK) as client:
+            publish_numbers(client, range(12))
+            assert client.flush(60) == 3
+            assert client.stats().dead_lettered == 3
+
+
+def test_a_broker_that_hangs_up_whatever_is_sent_condemns_nobody(tmp_path: Path) -> None:
+    with FakeBroker(Script(lambda event: HANG_UP if isinstance(event.packet, Publish) else None)) as broker:
+        with client_to(broker.port, tmp_path, **QUICK) as client:
+            publish_numbers(client, range(5))
+            until(lambda: client.stats().connects >= 20)
+            assert client.stats().dead_lettered == 0 and client.stats().backlog_messages == 5
+
+
+def test_a_lonely_message_is_never_condemned(tmp_path: Path) -> None:
+    """There is no other to prove that the link is not to blame; and as soon as there is, it is."""
+    with FakeBroker(Script(hang_up_at(0))) as broker:
+        with client_to(broker.port, tmp_path, **QUICK) as client:
+            publish_numbers(client, range(1))
+            until(lambda: client.stats().connects >= 12)
+            assert client.stats().dead_lettered == 0
+            publish_numbers(client, range(1, 3))
+            assert client.flush(60) == 1
+
+
+def test_links_that_break_at_random_condemn_nobody(tmp_path: Path) -> None:
+    """Every few packets, whatever they carry, but never twice in a row with nothing acknowledged."""
+    script = Script(lambda event: HANG_UP if isinstance(event.packet, Publish) and event.number % 7 == 0 else None)
+    with FakeBroker(script) as broker:
+        with client_to(broker.port, tmp_path, **QUICK) as client:
+            publish_numbers(client, range(200))
+            assert client.flush(60) == 0
+            assert client.stats().dead_lettered == 0
+
+
+def test_without_a_poison_window_nothing_is_ever_condemned(tmp_path: Path) -> None:
+    with FakeBroker(Script(hang_up_at(1))) as broker:
+        with client_to(broker.port, tmp_path, **{**QUICK, "poison_window": None}) as client:
+            publish_numbers(client, range(4))
+            until(lambda: client.stats().connects >= 20)
+            assert client.stats().dead_lettered == 0
+
+
+# ---- the rules alone ----
+
+
+def drop_alone(suspicion: Suspicion, position: int, *, soon: bool = True) -> int | None:
+    return suspicion.dropped(position, position + 100, 1, soon)
+
+
+def test_the_window_is_narrowed_until_the_suspect_is_alone_and_widened_when_it_is_past() -> None:
+    suspicion = Suspicion()
+    limits = []
+    inflight = 10_000
+    for _ in range(7):
+        assert suspicion.dropped(0, 1_000_000, inflight, True) is None
+        limits.append(suspicion.limit)
+        inflight = suspicion.limit or inflight
+    assert limits == [None, 1_250, 156, 19, 2, 1, 1]
+    suspicion.moved(999_999)
+    assert suspicion.limit == 1, "somewhere below the end of what was in flight is the culprit"
+    suspicion.moved(1_000_000)
+    assert suspicion.limit is None
+
+
+def test_only_quick_drops_with_a_control_between_convict() -> None:
+    suspicion = Suspicion()
+    assert [drop_alone(suspicion, 8) for _ in range(2)] == [None, None] and suspicion.is_control
+    suspicion.acquit()
+    assert drop_alone(suspicion, 8) is None
+    assert drop_alone(suspicion, 8) == 8
+
+
+def test_a_drop_that_comes_late_clears_the_suspect() -> None:
+    suspicion = Suspicion()
+    drop_alone(suspicion, 8)
+    drop_alone(suspicion, 8)
+    suspicion.acquit()
+    drop_alone(suspicion, 8)
+    assert drop_alone(suspicion, 8, soon=False) is None
+    assert [drop_alone(suspicion, 8) for _ in range(3)] == [None, None, 8]
+
+
+def test_a_control_that_drops_too_clears_the_suspect_and_another_stands_in_next() -> None:
+    suspicion = Suspicion()
+    drop_alone(suspicion, 8)
+    drop_alone(suspicion, 8)
+    assert suspicion.is_control and suspicion.skipped == 0
+    assert drop_alone(suspicion, 108) is None
+    assert not suspicion.is_control
+    drop_alone(suspicion, 8)
+    assert suspicion.is_control and suspicion.skipped == 1
+
+
+def test_nothing_in_flight_is_nobodys_fault() -> None:
+    suspicion = Suspicion()
+    for _ in range(10):
+        assert suspicion.dropped(None, 0, 0, True) is None
+    assert suspicion.limit is None and not suspicion.is_watching
