@@ -62,6 +62,7 @@ SOURCES = (
     "cloudpubsub/_log_files.c",
     "cloudpubsub/_window.c",
     "cloudpubsub/_wire.c",
+    "cloudpubsub/_frames.c",
     "tests/core/io_sim.c",
     "tests/core/crash.c",
     "tests/core/exhaust.c",
