@@ -16,26 +16,44 @@ from cloudpubsub._errors import OptionError
 
 __all__ = ["Address", "BrokerURL", "parse_url", "redact"]
 
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_ALLOWED = "expected mqtt://[user[:password]@]host[:port] (port 1883) or mqtts://… (port 8883)"
+_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_WEBSOCKET_PATH = "/mqtt"
+_ALLOWED = (
+    "expected mqtt://[user[:password]@]host[:port] (port 1883), mqtts://… (port 8883), or through a WebSocket "
+    "ws://…[/path] (port 80, path /mqtt) or wss://… (port 443)"
+)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:/-]|%[0-9A-Fa-f]{2})*")
 _HOST_MAX = 253
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a broker listens.  `host` is a name or an IP address without brackets; `port` is 1 to 65,535."""
+    """Where a broker listens.  `host` is a name or an IP address without brackets; `port` is 1 to 65,535.
+
+    `path` is that of a WebSocket, percent-encoded, and empty where there is none.
+    """
 
     scheme: str
     host: str
     port: int
     tls: bool
+    path: str = ""
 
     @property
     def url(self) -> str:
         """The address as a URL, with its port, without credentials."""
         host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """The headers of a WebSocket's handshake that name the host."""
+        # The zone of an address is our own affair.
+        host = f"[{self.host.partition('%')[0]}]" if ":" in self.host else self.host.encode("idna").decode()
+        if self.port != _PORTS[self.scheme]:
+            host += f":{self.port}"
+        return {"Host": host, "Origin": f"{'https' if self.tls else 'http'}://{host}"}
 
     def __str__(self) -> str:
         return self.url
@@ -79,7 +97,10 @@ def parse_url(url: str, field: str = "broker") -> BrokerURL:
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _PORTS:
-        raise refuse("the scheme must be mqtt or mqtts")
+        raise refuse("the scheme must be mqtt, mqtts, ws or wss")
+    path = ""
+    if scheme in ("ws", "wss"):
+        rest, path = _split_path(rest, refuse)
     userinfo, at, host_port = rest.rpartition("@")
     if any(character in userinfo for character in "/?#"):
         raise refuse("write / ? # in user name or password as %2F %3F %23")
@@ -99,7 +120,19 @@ def parse_url(url: str, field: str = "broker") -> BrokerURL:
             raise refuse("user name and password must be UTF-8") from None
         if not username:
             raise refuse("the user name before @ is empty")
-    return BrokerURL(Address(scheme, host, port, scheme == "mqtts"), username, password)
+    return BrokerURL(Address(scheme, host, port, scheme in ("mqtts", "wss"), path), username, password)
+
+
+def _split_path(rest: str, refuse: Callable[[str], OptionError]) -> tuple[str, str]:
+    rest, slash, path = rest.partition("/")
+    if "@" in path:  # or what stands before it could be a password with a slash in it
+        raise refuse("write @ in the path as %40, and / in user name or password as %2F")
+    if "?" in path or "#" in path:
+        raise refuse("a query or fragment has no meaning here")
+    path = slash + path if slash else _WEBSOCKET_PATH
+    if not _PATH.fullmatch(path):
+        raise refuse("write what is special in the path as %XX")
+    return rest, path
 
 
 def _split_host_port(host_port: str, scheme: str, refuse: Callable[[str], OptionError]) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from cloudpubsub._connecting import Attempt, LinkState, explain, state_after
 from cloudpubsub._keep_alive import KeepAlive
 from cloudpubsub._paho import WOULD_BLOCK, Control, waits_for
 from cloudpubsub._report import RateLimitedLog
+from cloudpubsub._websocket import WebSocketError
 
 if TYPE_CHECKING:
     from cloudpubsub._link import _Inbound
@@ -115,7 +116,7 @@ class Connection(ABC):
         self._alive = KeepAlive(options.keep_alive)
         self._pending: memoryview | None = None  # being written
         self._pending_is_ping = False
-        self._read_waits_for_write = False  # TLS may have to write before it can read
+        self._read_waits_for_write = False  # TLS may have to write before it can read, a WebSocket to answer
         #: Read by any thread.
         self.connects = 0
         self.malformed = 0
@@ -179,7 +180,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _open(self, address_index: int, timeout_s: float) -> Control:
-        """Connect TCP and TLS; runs on a helper thread."""
+        """Connect TCP, TLS and WebSocket; runs on a helper thread."""
 
     @abstractmethod
     def _has_carried(self) -> bool:
@@ -332,7 +333,7 @@ class Connection(ABC):
     # ---- connecting ----
 
     def _connect(self) -> Control:
-        """TCP, TLS and CONNACK within `connect_timeout`."""
+        """TCP, TLS, WebSocket and CONNACK within `connect_timeout`."""
         timeout_s = self._options.connect_timeout
         deadline_s = time.monotonic() + timeout_s
         self._control = control = self._connect_socket(timeout_s, deadline_s)
@@ -398,7 +399,7 @@ class Connection(ABC):
             if not wants_to_read:
                 self._alive.received(now_s)  # it is we who are silent
             mask = (select.POLLIN if wants_to_read else 0) | blocked_on
-            if self._read_waits_for_write:
+            if self._read_waits_for_write and wants_to_read:
                 mask |= select.POLLOUT
             poller.modify(control.tap, mask)
             sleeps = blocked_on or not self.is_up or self._may_sleep()
@@ -493,7 +494,6 @@ class Connection(ABC):
         """Read what is there and work it off; then raise Ended or OSError if that was all for ever."""
         assert control.tap is not None
         sock = control.tap.sock
-        is_tls = isinstance(sock, ssl.SSLSocket)
         error: OSError | Ended | None = None
         self._read_waits_for_write = False
         for _ in range(_READS):
@@ -510,16 +510,16 @@ class Connection(ABC):
                 error = Ended("")
                 break
             self._inbound.received(n)
-            # TLS hands out one record a call, so only "would block" means that there is no more.
-            if not is_tls and n < len(view):
+            if control.tap.tells_when_empty and n < len(view):
                 break
             if self._inbound.waiting_bytes() >= _READ_AHEAD_BYTES:
                 break
         self._alive.received(time.monotonic())
-        if not is_tls and error is None:
+        if not control.tap.is_tls and error is None:
             # Brokers that leave Nagle on send the next acknowledgements only when these are acknowledged.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         self._work_off(control)
+        self.malformed += isinstance(error, WebSocketError)
         if isinstance(error, (Ended, ssl.SSLEOFError)):
             raise self._closed()
         if error is not None:

@@ -1,8 +1,8 @@
 """paho-mqtt as the control plane: one fresh paho client per attempt to connect, behind a tap on its socket.
 
-paho opens TCP and TLS, sends CONNECT, SUBSCRIBE and DISCONNECT and reads what answers them.  The bytes of the data
-plane never pass through it: it is handed a socket-like object (its own `SocketLike` protocol) that serves it only what
-our parser set aside for it, and that lets nobody write in the middle of somebody else's packet.
+paho opens TCP, TLS and WebSocket, sends CONNECT, SUBSCRIBE and DISCONNECT and reads what answers them.  The bytes of
+the data plane never pass through it: it is handed a socket-like object (its own `SocketLike` protocol) that serves it
+only what our parser set aside for it, and that lets nobody write in the middle of somebody else's packet.
 
 Everything here runs on one thread at a time: first the connector, then the owner of the connection.
 """
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from cloudpubsub._websocket import Handshake, WebSocket
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
@@ -64,10 +66,15 @@ class _ClosingTLS(ssl.SSLSocket):
 
 
 class Tap:
-    """The real socket, and what paho sees of it."""
+    """The real socket, or the WebSocket on it, and what paho sees of it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | WebSocket) -> None:
         self.sock = sock
+        self._raw = sock.raw if isinstance(sock, WebSocket) else sock
+        self.is_tls = isinstance(self._raw, ssl.SSLSocket)
+        #: A read that brings less than was asked for means that there is no more.  TLS hands out one record a call, and
+        #: of what a WebSocket reads a part is frames.
+        self.tells_when_empty = sock is self._raw and not self.is_tls
         #: Bytes set aside for paho.
         self.control = bytearray()
         #: While a batch of the data plane is half written, paho may not write.
@@ -139,27 +146,47 @@ class Tap:
         self.sock.shutdown(socket.SHUT_WR)
         while (left_s := deadline_s - time.monotonic()) > 0:
             self.sock.settimeout(left_s)
-            # Below TLS: what it still carries does not matter any more.
-            if not socket.socket.recv(self.sock, _LINGER_BYTES):
+            # Below TLS and WebSocket: what they still carry does not matter any more.
+            if not socket.socket.recv(self._raw, _LINGER_BYTES):
                 return
 
 
 class Control(PahoClient):
-    """A paho client for one connection.  `tap` is there once TCP and TLS are up."""
+    """A paho client for one connection.  `tap` is there once TCP, TLS and WebSocket are up."""
 
     tap: Tap | None = None
+    #: On the monotonic clock, for what may not take as long as it likes.
+    deadline_s = 0.0
+    _handshake: Handshake | None = None
 
     def _create_socket_connection(self) -> socket.socket:
         sock = super()._create_socket_connection()
         _open_sockets.add(sock)  # before the TLS handshake, which may take long
-        return sock
+        return sock if self._ssl else self._before_websocket(sock)
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        return cast(ssl.SSLSocket, self._before_websocket(super()._ssl_wrap_socket(tcp_sock)))
+
+    def _before_websocket(self, sock: socket.socket) -> socket.socket:
+        """What paho is to shake hands on, if that comes next."""
+        if self.transport != "websockets":
+            return sock
+        self._handshake = Handshake(sock, self.deadline_s)
+        return cast(socket.socket, self._handshake)
 
     def _create_socket(self) -> SocketLike:
-        sock = cast(socket.socket, super()._create_socket())
+        sock: socket.socket | WebSocket | None = None
         try:
+            made = super()._create_socket()
+            # paho's own framing is left behind: it masks byte by byte and cuts packets off after a short write.
+            sock = cast(socket.socket, made) if self._handshake is None else self._handshake.finish()
             self.tap = Tap(sock)
-        except BaseException:
-            sock.close()
+        except BaseException as exc:
+            for one in (sock, self._handshake):
+                if one is not None:
+                    one.close()
+            if self._handshake is not None and isinstance(exc, Exception):
+                raise self._handshake.explain(exc) from exc
             raise
         return self.tap
 
@@ -204,7 +231,7 @@ def open_control(
     on_suback: Callable[[int, list[int]], None] | None = None,
     on_unsuback: Callable[[int], None] | None = None,
 ) -> Control:
-    """Connect TCP and TLS and queue CONNECT.  Blocks; asks for credentials and reads certificates anew.
+    """Connect TCP, TLS and WebSocket and queue CONNECT.  Blocks; asks for credentials and reads certificates anew.
 
     Raises OSError (ssl.SSLError is one), ValueError, an error of this package, or whatever a credentials callable
     raises.
@@ -214,8 +241,12 @@ def open_control(
         client_id=client_id,
         clean_session=clean_session,
         protocol=MQTTProtocolVersion.MQTTv311,
+        transport="websockets" if address.path else "tcp",
         reconnect_on_failure=False,
     )
+    control.deadline_s = time.monotonic() + timeout_s
+    if address.path:
+        control.ws_set_options(address.path, address.http_headers)
     control.on_socket_register_write = _quiet
     if on_suback is not None:
 
