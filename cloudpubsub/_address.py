@@ -14,7 +14,9 @@ from urllib.parse import unquote
 
 from cloudpubsub._errors import OptionError
 
-__all__ = ["Address", "BrokerURL", "parse_url", "redact"]
+__all__ = ["Address", "BrokerURL", "Refuse", "parse_url", "redact", "split_authority", "split_scheme"]
+
+Refuse = Callable[[str], OptionError]  # makes the error from the reason
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _WEBSOCKET_PATH = "/mqtt"
@@ -92,38 +94,17 @@ def parse_url(url: str, field: str = "broker") -> BrokerURL:
     def refuse(why: str) -> OptionError:
         return OptionError(field, repr(redact(url)), f"{why}; {_ALLOWED}")
 
-    if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in url):
-        raise refuse("it contains a space or a control character")
-    scheme, separator, rest = url.partition("://")
-    scheme = scheme.lower()
-    if not separator or scheme not in _PORTS:
+    scheme, rest = split_scheme(url, refuse)
+    if scheme not in _PORTS:
         raise refuse("the scheme must be mqtt, mqtts, ws or wss")
     path = ""
     if scheme in ("ws", "wss"):
         rest, path = _split_path(rest, refuse)
-    userinfo, at, host_port = rest.rpartition("@")
-    if any(character in userinfo for character in "/?#"):
-        raise refuse("write / ? # in user name or password as %2F %3F %23")
-    if at and _BAD_ESCAPE.search(userinfo):
-        raise refuse("write % in user name or password as %25")
-    host_port = host_port.removesuffix("/")
-    if any(character in host_port for character in "/?#\\"):
-        raise refuse("a path, query or fragment has no meaning here")
-    host, port = _split_host_port(host_port, scheme, refuse)
-    username = password = None
-    if at:
-        user, colon, secret = userinfo.partition(":")
-        try:
-            username = unquote(user, errors="strict")
-            password = unquote(secret, errors="strict") if colon else None
-        except UnicodeDecodeError:
-            raise refuse("user name and password must be UTF-8") from None
-        if not username:
-            raise refuse("the user name before @ is empty")
+    host, port, username, password = split_authority(rest, _PORTS[scheme], refuse)
     return BrokerURL(Address(scheme, host, port, scheme in ("mqtts", "wss"), path), username, password)
 
 
-def _split_path(rest: str, refuse: Callable[[str], OptionError]) -> tuple[str, str]:
+def _split_path(rest: str, refuse: Refuse) -> tuple[str, str]:
     rest, slash, path = rest.partition("/")
     if "@" in path:  # or what stands before it could be a password with a slash in it
         raise refuse("write @ in the path as %40, and / in user name or password as %2F")
@@ -135,7 +116,41 @@ def _split_path(rest: str, refuse: Callable[[str], OptionError]) -> tuple[str, s
     return rest, path
 
 
-def _split_host_port(host_port: str, scheme: str, refuse: Callable[[str], OptionError]) -> tuple[str, int]:
+def split_scheme(url: str, refuse: Refuse) -> tuple[str, str]:
+    """The scheme in small letters, empty if there is none, and what follows ://."""
+    if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in url):
+        raise refuse("it contains a space or a control character")
+    scheme, separator, rest = url.partition("://")
+    return (scheme.lower(), rest) if separator else ("", url)
+
+
+def split_authority(
+    authority: str, default_port: int | None, refuse: Refuse
+) -> tuple[str, int, str | None, str | None]:
+    """Host, port, user name and password of `[user[:password]@]host[:port]`, a last slash aside."""
+    userinfo, at, host_port = authority.rpartition("@")
+    if any(character in userinfo for character in "/?#"):
+        raise refuse("write / ? # in user name or password as %2F %3F %23")
+    if at and _BAD_ESCAPE.search(userinfo):
+        raise refuse("write % in user name or password as %25")
+    host_port = host_port.removesuffix("/")
+    if any(character in host_port for character in "/?#\\"):
+        raise refuse("a path, query or fragment has no meaning here")
+    host, port = _split_host_port(host_port, default_port, refuse)
+    username = password = None
+    if at:
+        user, colon, secret = userinfo.partition(":")
+        try:
+            username = unquote(user, errors="strict")
+            password = unquote(secret, errors="strict") if colon else None
+        except UnicodeDecodeError:
+            raise refuse("user name and password must be UTF-8") from None
+        if not username:
+            raise refuse("the user name before @ is empty")
+    return host, port, username, password
+
+
+def _split_host_port(host_port: str, default_port: int | None, refuse: Refuse) -> tuple[str, int]:
     if host_port.startswith("["):
         host, bracket, port_text = host_port[1:].partition("]")
         if not bracket or (port_text and not port_text.startswith(":")):
@@ -151,15 +166,15 @@ def _split_host_port(host_port: str, scheme: str, refuse: Callable[[str], Option
         if ":" in port_text[1:]:
             raise refuse("more than one colon: an IPv6 address stands in brackets, a colon in a user name is %3A")
         _check_name(host, refuse)
-    if not port_text:
-        return host, _PORTS[scheme]
+    if not port_text and default_port is not None:
+        return host, default_port
     digits = port_text[1:]
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 5 or not 1 <= int(digits) <= 65_535:
         raise refuse("the port must be 1 to 65535")
     return host, int(digits)
 
 
-def _check_name(host: str, refuse: Callable[[str], OptionError]) -> None:
+def _check_name(host: str, refuse: Refuse) -> None:
     if not host:
         raise refuse("the host is missing")
     try:

@@ -24,6 +24,7 @@ from cloudpubsub._address import Address, parse_url, redact
 from cloudpubsub._errors import OptionError
 from cloudpubsub._fields import Callback, Choice, Flag, Integer, Kind, Path, Seconds, Text, setting
 from cloudpubsub._message import Drop, Message, Will
+from cloudpubsub._proxy import ProxyURL
 from cloudpubsub._tls import TLS
 
 __all__ = ["Options"]
@@ -60,6 +61,10 @@ class Options:
     password: str | Callable[[], str] | None = setting(Text(asked=True, optional=True, secret=True), None, shown=False)
     #: How mqtts:// and wss:// connections are verified.  None: by the certificates of the operating system.
     tls: TLS | None = None
+    #: Proxy for all connections: `socks5://[user:password@]host:port` or `socks4://[user@]host:port` (both need the
+    #: extra `cloudpubsub[proxy]`), or `http://[user:password@]host:port`, which must allow CONNECT.  The proxy resolves
+    #: the broker's name.  Never shown, like a password.  None: none, whatever variables like http_proxy say.
+    proxy: str | None = setting(ProxyURL(optional=True), None, shown=False)
     #: Published by the broker when the publish connection is lost without a goodbye.
     will: Will | None = None
     #: MQTT version.  Only "3.1.1" at present.

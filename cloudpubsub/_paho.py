@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from cloudpubsub._proxy import Proxy, open_through, parse_proxy
 from cloudpubsub._websocket import Handshake, WebSocket
 
 if TYPE_CHECKING:
@@ -157,10 +158,19 @@ class Control(PahoClient):
     tap: Tap | None = None
     #: On the monotonic clock, for what may not take as long as it likes.
     deadline_s = 0.0
+    #: None: connect directly.
+    way: Proxy | None = None
     _handshake: Handshake | None = None
 
+    def _get_proxy(self) -> dict[str, Any] | None:
+        """None, always: paho would take one from the environment, or not, as PySocks is installed or not."""
+        return None
+
     def _create_socket_connection(self) -> socket.socket:
-        sock = super()._create_socket_connection()
+        if self.way is None:
+            sock = super()._create_socket_connection()
+        else:
+            sock = open_through(self.way, self.host, self.port, self.deadline_s, _open_sockets.add)
         _open_sockets.add(sock)  # before the TLS handshake, which may take long
         return sock if self._ssl else self._before_websocket(sock)
 
@@ -245,6 +255,8 @@ def open_control(
         reconnect_on_failure=False,
     )
     control.deadline_s = time.monotonic() + timeout_s
+    if options.proxy is not None:
+        control.way = parse_proxy(options.proxy)
     if address.path:
         control.ws_set_options(address.path, address.http_headers)
     control.on_socket_register_write = _quiet

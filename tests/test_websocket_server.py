@@ -260,8 +260,8 @@ def test_a_handshake_that_trickles_ends_in_time_and_leaves_no_thread() -> None:
             gone.release()
 
     with FakeBroker(serve, parallel=True) as broker:
-        with ws_client(broker.port, connect_timeout=0.2) as client:
-            for _ in range(4):  # more than may hang at the same time
+        with ws_client(broker.port, connect_timeout=0.1) as client:
+            for _ in range(3):  # more than may hang at the same time
                 assert gone.acquire(timeout=LIMIT)
             assert client.stats().last_error == "timed out"
         until(lambda: not connectors())
