@@ -402,7 +402,8 @@ class Connection(ABC):
             if self._read_waits_for_write and wants_to_read:
                 mask |= select.POLLOUT
             poller.modify(control.tap, mask)
-            sleeps = blocked_on or not self.is_up or self._may_sleep()
+            # What was just written may have been the last thing to wait for, and no event may follow it.
+            sleeps = (blocked_on or not self.is_up or self._may_sleep()) and not is_over()
             timeout_ms = self._sleep_ms(now_s, deadline_s, not blocked_on) if sleeps else 0
             for fd, event in poller.poll(timeout_ms):
                 if fd == self._own_wake_fd:
