@@ -350,7 +350,7 @@ class Connection(ABC):
     def _connect_socket(self, timeout_s: float, deadline_s: float) -> Control:
         self._abandoned = [attempt for attempt in self._abandoned if not attempt.is_over]
         if len(self._abandoned) >= _CONNECTORS:
-            raise Ended("name resolution or TLS still hangs")
+            raise Ended("name resolution or a handshake still hangs")
         index = self._next_address
         try:
             attempt = Attempt(lambda: self._open(index, timeout_s), self.wake, f"{self._name}-connector")
@@ -496,6 +496,7 @@ class Connection(ABC):
         assert control.tap is not None
         sock = control.tap.sock
         error: OSError | Ended | None = None
+        is_heard = False  # a WebSocket's server that only sends pings, with its MQTT gone, is none that we hear
         self._read_waits_for_write = False
         for _ in range(_READS):
             view = self._inbound.space(_READ_BYTES)
@@ -511,11 +512,13 @@ class Connection(ABC):
                 error = Ended("")
                 break
             self._inbound.received(n)
+            is_heard = True
             if control.tap.tells_when_empty and n < len(view):
                 break
             if self._inbound.waiting_bytes() >= _READ_AHEAD_BYTES:
                 break
-        self._alive.received(time.monotonic())
+        if is_heard:
+            self._alive.received(time.monotonic())
         if not control.tap.is_tls and error is None:
             # Brokers that leave Nagle on send the next acknowledgements only when these are acknowledged.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import cloudpubsub
+from cloudpubsub._keep_alive import KeepAlive
 from tests.fake_broker import Connection, FakeBroker, puback
 from tests.making import Inbox
 from tests.packets import Connack, Publish, Suback, Subscribe, build
@@ -107,6 +108,23 @@ def test_a_ping_is_answered_when_nothing_else_happens() -> None:
 
     with FakeBroker(scripted(serve)) as broker, ws_client(broker.port):
         assert answered.wait(LIMIT)
+
+
+def test_pings_of_the_server_do_not_stand_for_its_mqtt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudpubsub._connection.KeepAlive", lambda _: KeepAlive(0.2))  # a second is the least
+
+    def serve(connection: Connection) -> None:
+        connection.accept()
+        try:
+            while True:  # PINGREQ is never answered
+                ws_of(connection).send_frame(PING)
+                ws_of(connection).wait_other(PONG)
+                threading.Event().wait(0.02)
+        except ConnectionError:
+            pass  # the client hung up, as it should
+
+    with FakeBroker(scripted(serve)) as broker, ws_client(broker.port) as client:
+        until(lambda: "silent" in client.stats().last_error)
 
 
 def test_a_close_frame_is_answered_and_the_rest_sent_again() -> None:
