@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from cloudpubsub._deadline import left_s
 from cloudpubsub._proxy import Proxy, open_through, parse_proxy
 from cloudpubsub._websocket import Handshake, WebSocket
 
@@ -52,18 +53,6 @@ os.register_at_fork(after_in_child=_close_in_child)
 def waits_for(blocked: OSError) -> int:
     """The event after which a write that raised `blocked` can go on: TLS may have to read before it can write."""
     return select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
-
-
-class _ClosingTLS(ssl.SSLSocket):
-    """A TLS socket that does not outlive a failed handshake: paho would leave it to the garbage collector."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        _open_sockets.add(self)
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
 
 
 class Tap:
@@ -175,7 +164,21 @@ class Control(PahoClient):
         return sock if self._ssl else self._before_websocket(sock)
 
     def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
-        return cast(ssl.SSLSocket, self._before_websocket(super()._ssl_wrap_socket(tcp_sock)))
+        # As paho does it, but within what is left of the time (its 2.1 waits as long as the keep-alive is), and a
+        # socket whose handshake failed is not left to the garbage collector.
+        assert self._ssl_context is not None
+        sock: socket.socket = tcp_sock
+        try:
+            sock = tls = self._ssl_context.wrap_socket(
+                tcp_sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            _open_sockets.add(tls)
+            tls.settimeout(left_s(self.deadline_s))
+            tls.do_handshake()
+        except BaseException:
+            sock.close()
+            raise
+        return cast(ssl.SSLSocket, self._before_websocket(tls))
 
     def _before_websocket(self, sock: socket.socket) -> socket.socket:
         """What paho is to shake hands on, if that comes next."""
@@ -279,9 +282,7 @@ def open_control(
         control.will_set(options.will.topic, options.will.payload_bytes, 1, options.will.retain)
     if address.tls:
         assert options.tls is not None
-        context = options.tls.context()
-        context.sslsocket_class = _ClosingTLS
-        control.tls_set_context(context)
+        control.tls_set_context(options.tls.context())
         if options.tls.insecure:
             control.tls_insecure_set(True)
     control.connect_timeout = timeout_s

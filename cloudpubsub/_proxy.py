@@ -11,12 +11,12 @@ import errno
 import importlib
 import re
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloudpubsub._address import redact, split_authority, split_scheme
+from cloudpubsub._deadline import left_s
 from cloudpubsub._errors import OptionError
 from cloudpubsub._fields import Kind
 
@@ -109,17 +109,10 @@ def open_through(
         raise ProxyError(proxy, exc.strerror or str(exc)) from exc
 
 
-def _left_s(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("timed out")
-    return left_s
-
-
 def _open_http(
     proxy: Proxy, host: str, port: int, deadline_s: float, opened: Callable[[socket.socket], object]
 ) -> socket.socket:
-    sock = socket.create_connection((proxy.host, proxy.port), _left_s(deadline_s))
+    sock = socket.create_connection((proxy.host, proxy.port), left_s(deadline_s))
     try:
         opened(sock)
         target = f"{f'[{host}]' if ':' in host else host.encode('idna').decode()}:{port}"
@@ -133,7 +126,7 @@ def _open_http(
         while not answer.endswith((b"\r\n\r\n", b"\n\n")):
             if len(answer) >= _ANSWER_MAX:
                 raise ProxyError(proxy, f"an answer of more than {_ANSWER_MAX} bytes")
-            sock.settimeout(_left_s(deadline_s))
+            sock.settimeout(left_s(deadline_s))
             byte = sock.recv(1)
             if not byte:
                 raise ProxyError(proxy, "hung up in the middle of its answer")
@@ -156,7 +149,7 @@ def _open_socks(
         """Its time limit is for the whole negotiation: PySocks would wait as long for each byte."""
 
         def recv_into(self, *args: Any) -> Any:
-            socket.socket.settimeout(self, _left_s(deadline_s))
+            socket.socket.settimeout(self, left_s(deadline_s))
             return super().recv_into(*args)
 
     if len(host.encode("idna")) > _SOCKS_TEXT_MAX:
@@ -168,11 +161,11 @@ def _open_socks(
         try:
             opened(sock)
             sock.set_proxy(kind, address[0], proxy.port, True, proxy.username, proxy.password)
-            sock.settimeout(_left_s(deadline_s))
+            sock.settimeout(left_s(deadline_s))
             sock.connect((host, port))
             # From here on a socket like any other, without PySocks's ideas of how one behaves.
             plain = socket.socket(fileno=sock.detach())
-            plain.settimeout(_left_s(deadline_s))
+            plain.settimeout(left_s(deadline_s))
             return plain
         except socks.ProxyError as exc:
             sock.close()

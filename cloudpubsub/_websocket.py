@@ -13,8 +13,8 @@ import os
 import re
 import socket
 import ssl
-import time
 
+from cloudpubsub._deadline import left_s
 from cloudpubsub._link import FRAME_HEADER_MAX, Frames, make_frame
 
 __all__ = ["Handshake", "WebSocket", "WebSocketError"]
@@ -210,21 +210,15 @@ class Handshake:
     def settimeout(self, value: float | None) -> None:
         """The deadline holds, whatever paho thinks."""
 
-    def _wait(self) -> None:
-        left_s = self._deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("timed out")
-        self.raw.settimeout(left_s)
-
     def send(self, data: bytes) -> int:
-        self._wait()
+        self.raw.settimeout(left_s(self._deadline_s))
         self.raw.sendall(data)
         return len(data)
 
     def recv(self, size: int) -> bytes:
         if len(self._answer) >= _ANSWER_MAX:
             raise WebSocketError(f"the server's answer to the handshake is longer than {_ANSWER_MAX} bytes")
-        self._wait()
+        self.raw.settimeout(left_s(self._deadline_s))
         data = self.raw.recv(size)
         self._answer += data
         return data
