@@ -1,4 +1,5 @@
-"""The part of making a connection that can block for longer than anybody wants to wait: names, TCP, TLS.
+"""The part of making a connection that can block for longer than anybody wants to wait: names, TCP, proxies, TLS,
+WebSockets.
 
 It runs on a helper thread of its own, which the owner of the connection leaves behind when time is up: nothing can end
 a name resolution that hangs.

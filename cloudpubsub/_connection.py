@@ -31,6 +31,7 @@ from cloudpubsub._keep_alive import KeepAlive
 from cloudpubsub._paho import WOULD_BLOCK, BrokerLimits, Control, Stage, waits_for
 from cloudpubsub._refusal import reason_name
 from cloudpubsub._report import RateLimitedLog
+from cloudpubsub._websocket import WebSocketError
 
 if TYPE_CHECKING:
     from cloudpubsub._link import _Inbound
@@ -123,7 +124,7 @@ class Connection(ABC):
         self._alive = KeepAlive(options.keep_alive)
         self._pending: memoryview | None = None  # being written
         self._pending_is_ping = False
-        self._read_waits_for_write = False  # TLS may have to write before it can read
+        self._read_waits_for_write = False  # TLS may have to write before it can read, a WebSocket to answer
         #: Read by any thread.
         self.connects = 0
         self.malformed = 0
@@ -187,7 +188,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _open(self, address_index: int, timeout_s: float, on_stage: Callable[[Stage], None]) -> Control:
-        """Connect TCP and TLS; runs on a helper thread."""
+        """Connect TCP, TLS and WebSocket; runs on a helper thread."""
 
     @abstractmethod
     def _has_carried(self) -> bool:
@@ -350,7 +351,7 @@ class Connection(ABC):
     # ---- connecting ----
 
     def _connect(self) -> Control:
-        """TCP, TLS and CONNACK within `connect_timeout`."""
+        """TCP, TLS, WebSocket and CONNACK within `connect_timeout`."""
         timeout_s = self._options.connect_timeout
         deadline_s = time.monotonic() + timeout_s
         self._control = control = self._connect_socket(timeout_s, deadline_s)
@@ -376,7 +377,7 @@ class Connection(ABC):
     def _connect_socket(self, timeout_s: float, deadline_s: float) -> Control:
         self._abandoned = [attempt for attempt in self._abandoned if not attempt.is_over]
         if len(self._abandoned) >= _CONNECTORS:
-            raise Ended("name resolution or TLS still hangs")
+            raise Ended("name resolution or a handshake still hangs")
         index = self._next_address
         try:
             attempt = Attempt(
@@ -433,10 +434,11 @@ class Connection(ABC):
             if not wants_to_read:
                 self._alive.received(now_s)  # it is we who are silent
             mask = (select.POLLIN if wants_to_read else 0) | blocked_on
-            if self._read_waits_for_write:
+            if self._read_waits_for_write and wants_to_read:
                 mask |= select.POLLOUT
             poller.modify(control.tap, mask)
-            sleeps = blocked_on or not self.is_up or self._may_sleep()
+            # What was just written may have been the last thing to wait for, and no event may follow it.
+            sleeps = (blocked_on or not self.is_up or self._may_sleep()) and not is_over()
             timeout_ms = self._sleep_ms(now_s, deadline_s, not blocked_on) if sleeps else 0
             for fd, event in poller.poll(timeout_ms):
                 if fd == self._own_wake_fd:
@@ -533,8 +535,8 @@ class Connection(ABC):
         """Read what is there and work it off; then raise Ended or OSError if that was all for ever."""
         assert control.tap is not None
         sock = control.tap.sock
-        is_tls = isinstance(sock, ssl.SSLSocket)
         error: OSError | Ended | None = None
+        is_heard = False  # a WebSocket's server that only sends pings, with its MQTT gone, is none that we hear
         self._read_waits_for_write = False
         for _ in range(_READS):
             view = self._inbound.space(_READ_BYTES)
@@ -550,16 +552,18 @@ class Connection(ABC):
                 error = Ended("")
                 break
             self._inbound.received(n)
-            # TLS hands out one record a call, so only "would block" means that there is no more.
-            if not is_tls and n < len(view):
+            is_heard = True
+            if control.tap.tells_when_empty and n < len(view):
                 break
             if self._inbound.waiting_bytes() >= _READ_AHEAD_BYTES:
                 break
-        self._alive.received(time.monotonic())
-        if not is_tls and error is None:
+        if is_heard:
+            self._alive.received(time.monotonic())
+        if not control.tap.is_tls and error is None:
             # Brokers that leave Nagle on send the next acknowledgements only when these are acknowledged.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         self._work_off(control)
+        self.malformed += isinstance(error, WebSocketError)
         if isinstance(error, (Ended, ssl.SSLEOFError)):
             raise self._closed()
         if error is not None:

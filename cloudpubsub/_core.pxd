@@ -353,3 +353,20 @@ cdef extern from "_wire.h" nogil:
 
 cdef extern from "_crc32c.h" nogil:
     uint32_t cps_crc32c(uint32_t crc, const uint8_t *data, size_t size) noexcept
+
+cdef extern from "_frames.h" nogil:
+    enum:
+        CPS_FRAMES_HEADER_MAX
+    enum cps_frames_fault:
+        CPS_FRAMES_FINE
+    ctypedef struct cps_frames:
+        uint32_t idle_frames
+        uint8_t fault
+        uint8_t control_bytes
+        uint8_t *control
+        uint8_t ping_bytes
+        uint8_t *ping
+        c_bool has_ping
+        c_bool is_closed
+    size_t cps_frames_make(uint8_t *out, uint8_t opcode, const uint8_t *data, size_t n, const uint8_t *key) noexcept
+    size_t cps_frames_take(cps_frames *frames, uint8_t *bytes, size_t n) noexcept

@@ -5,6 +5,7 @@ from cloudpubsub._spool import Log
 
 ANY_BYTES: int
 PACKET_MAX: int
+FRAME_HEADER_MAX: int
 
 class _Inbound:
     level: int
@@ -69,3 +70,15 @@ class Receiver(_Inbound):
     def take(self, messages_max: int) -> tuple[list[tuple[Message, int]], bytearray, bool]: ...
 
 def frame_pubacks(ids: Sequence[int]) -> bytes: ...
+
+class Frames:
+    has_news: bool
+    fault: int
+    closing: bytes | None
+    def take(self, data: memoryview | bytearray, n: int) -> int: ...
+    def take_ping(self) -> bytes | None: ...
+    def take_idle(self) -> int: ...
+
+def make_frame(
+    out: memoryview | bytearray, opcode: int, data: bytes | bytearray | memoryview, key: bytes
+) -> int: ...

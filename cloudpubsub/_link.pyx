@@ -1,12 +1,15 @@
 # cython: language_level=3, binding=True, embedsignature=True
-"""The thin face of the wire: `Sender` for the publish connection, `Receiver` for the subscribe connection.
+"""The thin face of the wire: `Sender` for the publish connection, `Receiver` for the subscribe connection, `Frames` for
+either of them where it goes through a WebSocket.
 
 Both stand between a socket, which the caller reads and writes, and the C core: bytes go in and out through buffers of
 the core, and Python touches no message on the way out.  What is not for the data plane comes back as `control` bytes, to
 be given to paho.  Each object belongs to one thread, the owner of its connection.
 """
 
-from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.buffer cimport (
+    PyBUF_READ, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -30,6 +33,7 @@ cdef enum:
 
 ANY_BYTES = (1 << 64) - 1
 PACKET_MAX = CPS_WIRE_PACKET_MAX
+FRAME_HEADER_MAX = CPS_FRAMES_HEADER_MAX
 
 
 cdef str reason_string(const cps_packet *packet):
@@ -561,3 +565,70 @@ def frame_pubacks(ids):
     finally:
         free(list_of_ids)
     return out
+
+
+cdef class Frames:
+    """WebSocket frames of one incoming stream.  See `_websocket` for who answers what they say."""
+
+    cdef cps_frames frames
+
+    def __cinit__(self):
+        memset(&self.frames, 0, sizeof(self.frames))
+
+    def take(self, data, size_t n):
+        """`n` bytes were read into `data`.  Returns how many of them are payload, which is now at its beginning."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_WRITABLE)
+        try:
+            if n > <size_t>view.len:
+                raise ValueError(f"{n} bytes do not fit in {view.len}")
+            return cps_frames_take(&self.frames, <uint8_t *>view.buf, n)
+        finally:
+            PyBuffer_Release(&view)
+
+    @property
+    def has_news(self):
+        """Whether something stands in `fault`, `ping` or `closing`."""
+        return self.frames.has_ping or self.frames.is_closed or self.frames.fault != CPS_FRAMES_FINE
+
+    @property
+    def fault(self):
+        """A `cps_frames_fault`; 0: none."""
+        return self.frames.fault
+
+    @property
+    def closing(self):
+        """What the server's close frame carried; None: none came."""
+        if not self.frames.is_closed:
+            return None
+        return PyBytes_FromStringAndSize(<const char *>self.frames.control, self.frames.control_bytes)
+
+    def take_ping(self):
+        """What the latest ping that was not taken yet carried; None: there is none."""
+        if not self.frames.has_ping:
+            return None
+        self.frames.has_ping = False
+        return PyBytes_FromStringAndSize(<const char *>self.frames.ping, self.frames.ping_bytes)
+
+    def take_idle(self):
+        """How many frames since the last call brought no payload."""
+        cdef uint32_t idle = self.frames.idle_frames
+        self.frames.idle_frames = 0
+        return idle
+
+
+def make_frame(out, uint8_t opcode, data, bytes key not None):
+    """Write a frame with `data`, masked with the 4 bytes of `key`, to `out`.  Returns its size."""
+    cdef Py_buffer to, source
+    PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(out, &to, PyBUF_WRITABLE)
+        try:
+            if len(key) != 4 or to.len < source.len + CPS_FRAMES_HEADER_MAX:
+                raise ValueError("a frame needs a key of 4 bytes, and room for its header")
+            return cps_frames_make(<uint8_t *>to.buf, opcode, <const uint8_t *>source.buf, source.len,
+                                   <const uint8_t *>PyBytes_AS_STRING(key))
+        finally:
+            PyBuffer_Release(&to)
+    finally:
+        PyBuffer_Release(&source)

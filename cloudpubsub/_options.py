@@ -24,6 +24,7 @@ from cloudpubsub._address import Address, parse_url, redact
 from cloudpubsub._errors import OptionError
 from cloudpubsub._fields import Callback, Choice, Flag, Integer, Kind, Path, Seconds, Text, setting
 from cloudpubsub._message import Drop, Message, Will
+from cloudpubsub._proxy import ProxyURL
 from cloudpubsub._tls import TLS
 from cloudpubsub.dedupe import MessageId
 
@@ -56,8 +57,8 @@ class Options:
     """
 
     #: Broker URL, or several in the order in which they are tried (one broker's fail-over addresses: all get the same
-    #: credentials).  `mqtt://[user[:password]@]host[:1883]` or `mqtts://…[:8883]`.  Afterwards a tuple without
-    #: credentials.
+    #: credentials).  `mqtt://[user[:password]@]host[:1883]` or `mqtts://…[:8883]`, and through a WebSocket
+    #: `ws://…[:80][/mqtt]` or `wss://…[:443][/mqtt]`.  Afterwards a tuple without credentials.
     broker: str | Sequence[str]
     #: MQTT client id of the publish connection, and the owner of the spool.  Derived: "cloudpubsub-<hostname>-<spool>",
     #: the same at each start on this host with this spool path; random without a spool.  Give one wherever it matters.
@@ -68,8 +69,12 @@ class Options:
     username: str | Callable[[], str] | None = setting(Text(asked=True, optional=True), None)
     #: Password, or a callable asked at every connect (rotating tokens).  Needs a user name.
     password: str | Callable[[], str] | None = setting(Text(asked=True, optional=True, secret=True), None, shown=False)
-    #: How mqtts:// connections are verified.  None: by the certificates of the operating system.
+    #: How mqtts:// and wss:// connections are verified.  None: by the certificates of the operating system.
     tls: TLS | None = None
+    #: Proxy for all connections: `socks5://[user:password@]host:port` or `socks4://[user@]host:port` (both need the
+    #: extra `cloudpubsub[proxy]`), or `http://[user:password@]host:port`, which must allow CONNECT.  The proxy resolves
+    #: the broker's name.  Never shown, like a password.  None: none, whatever variables like http_proxy say.
+    proxy: str | None = setting(ProxyURL(optional=True), None, shown=False)
     #: Published by the broker when the publish connection is lost without a goodbye.
     will: Will | None = None
     #: MQTT version, on both connections.
@@ -260,7 +265,7 @@ class Options:
         if tls is not None and not isinstance(tls, TLS):
             raise OptionError("tls", repr(type(tls).__name__), "expected a TLS object or None")
         if self.tls is not None and not has_tls:
-            raise OptionError("tls", "given", "no broker URL is mqtts://, so it would protect nothing")
+            raise OptionError("tls", "given", "no broker URL is mqtts:// or wss://, so it would protect nothing")
         if self.tls is None and has_tls:
             self._set("tls", TLS())
         if will is not None and not isinstance(will, Will):
@@ -389,7 +394,7 @@ class Options:
             if name not in known:
                 raise _unknown(name, known)
         if settings.get("broker") is None:
-            raise OptionError("broker", "None", "expected at least one mqtt:// or mqtts:// URL")
+            raise OptionError("broker", "None", "expected at least one mqtt://, mqtts://, ws:// or wss:// URL")
         return cls(**settings)
 
 

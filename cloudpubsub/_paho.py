@@ -1,8 +1,8 @@
 """paho-mqtt as the control plane: one fresh paho client per attempt to connect, behind a tap on its socket.
 
-paho opens TCP and TLS, sends CONNECT, SUBSCRIBE and DISCONNECT and reads what answers them.  The bytes of the data
-plane never pass through it: it is handed a socket-like object (its own `SocketLike` protocol) that serves it only what
-our parser set aside for it, and that lets nobody write in the middle of somebody else's packet.
+paho opens TCP, TLS and WebSocket, sends CONNECT, SUBSCRIBE and DISCONNECT and reads what answers them.  The bytes of
+the data plane never pass through it: it is handed a socket-like object (its own `SocketLike` protocol) that serves it
+only what our parser set aside for it, and that lets nobody write in the middle of somebody else's packet.
 
 Everything here runs on one thread at a time: first the connector, then the owner of the connection.
 """
@@ -24,7 +24,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from cloudpubsub._deadline import left_s
 from cloudpubsub._link import PACKET_MAX
+from cloudpubsub._proxy import Proxy, open_through, parse_proxy
+from cloudpubsub._websocket import Handshake, WebSocket
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WOULD_BLOCK", "BrokerLimits", "Control", "Stage", "Tap", "open_control", "waits_for"]
 
-Stage = Literal["name resolution", "TCP", "TLS", "CONNACK"]
+Stage = Literal["name resolution", "TCP", "proxy", "TLS", "WebSocket"]
 
 #: What a non-blocking socket, plain or TLS, raises when it can do nothing now.
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -57,23 +60,16 @@ def waits_for(blocked: OSError) -> int:
     return select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
 
 
-class _ClosingTLS(ssl.SSLSocket):
-    """A TLS socket that does not outlive a failed handshake: paho would leave it to the garbage collector."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        _open_sockets.add(self)
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
-
-
 class Tap:
-    """The real socket, and what paho sees of it."""
+    """The real socket, or the WebSocket on it, and what paho sees of it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | WebSocket) -> None:
         self.sock = sock
+        self._raw = sock.raw if isinstance(sock, WebSocket) else sock
+        self.is_tls = isinstance(self._raw, ssl.SSLSocket)
+        #: A read that brings less than was asked for means that there is no more.  TLS hands out one record a call, and
+        #: of what a WebSocket reads a part is frames.
+        self.tells_when_empty = sock is self._raw and not self.is_tls
         #: Bytes set aside for paho.
         self.control = bytearray()
         #: While a batch of the data plane is half written, paho may not write.
@@ -145,46 +141,97 @@ class Tap:
         self.sock.shutdown(socket.SHUT_WR)
         while (left_s := deadline_s - time.monotonic()) > 0:
             self.sock.settimeout(left_s)
-            # Below TLS: what it still carries does not matter any more.
-            if not socket.socket.recv(self.sock, _LINGER_BYTES):
+            # Below TLS and WebSocket: what they still carry does not matter any more.
+            if not socket.socket.recv(self._raw, _LINGER_BYTES):
                 return
 
 
 class Control(PahoClient):
-    """A paho client for one connection.  `tap` is there once TCP and TLS are up."""
+    """A paho client for one connection.  `tap` is there once TCP, TLS and WebSocket are up."""
 
     tap: Tap | None = None
     #: What the broker said of itself in an MQTT 5 CONNACK.
     limits: BrokerLimits | None = None
     #: Told what the attempt to connect is at, on the thread that makes it.
     on_stage: Callable[[Stage], None] = staticmethod(lambda _: None)
+    #: In seconds: for one address, and for the handshake.
     tcp_timeout: float = 5.0
+    tls_timeout: float = 5.0
+    #: On the monotonic clock, for what may not take as long as it likes.
+    deadline_s = 0.0
+    #: None: connect directly.
+    way: Proxy | None = None
+    _handshake: Handshake | None = None
+
+    def _get_proxy(self) -> dict[str, Any] | None:
+        """None, always: paho would take one from the environment, or not, as PySocks is installed or not."""
+        return None
 
     def _create_socket_connection(self) -> socket.socket:
+        if self.way is None:
+            sock = self._connect_directly()
+        else:
+            self.on_stage("proxy")
+            sock = open_through(self.way, self.host, self.port, self.deadline_s, _open_sockets.add)
+        _open_sockets.add(sock)  # before the TLS handshake, which may take long
+        self.on_stage("TLS" if self._ssl else "WebSocket")
+        return sock if self._ssl else self._before_websocket(sock)
+
+    def _connect_directly(self) -> socket.socket:
         self.on_stage("name resolution")
         found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
         error: OSError = OSError(f"{self.host}: no address")
         for family, kind, protocol, _, address in found:
             self.on_stage("TCP")
             sock = socket.socket(family, kind, protocol)
-            _open_sockets.add(sock)  # before the TLS handshake, which may take long
+            _open_sockets.add(sock)
             try:
-                sock.settimeout(self.tcp_timeout)
+                sock.settimeout(min(self.tcp_timeout, left_s(self.deadline_s)))
                 sock.connect(address)
+                return sock
             except OSError as exc:
                 sock.close()
                 error = exc
-            else:
-                self.on_stage("TLS")
-                return sock
         raise error
 
-    def _create_socket(self) -> SocketLike:
-        sock = cast(socket.socket, super()._create_socket())
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        # As paho does it, but within what is left of the time (its 2.1 waits as long as the keep-alive is), and a
+        # socket whose handshake failed is not left to the garbage collector.
+        assert self._ssl_context is not None
+        sock: socket.socket = tcp_sock
         try:
-            self.tap = Tap(sock)
+            sock = tls = self._ssl_context.wrap_socket(
+                tcp_sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            _open_sockets.add(tls)
+            tls.settimeout(min(self.tls_timeout, left_s(self.deadline_s)))
+            tls.do_handshake()
         except BaseException:
             sock.close()
+            raise
+        self.on_stage("WebSocket")
+        return cast(ssl.SSLSocket, self._before_websocket(tls))
+
+    def _before_websocket(self, sock: socket.socket) -> socket.socket:
+        """What paho is to shake hands on, if that comes next."""
+        if self.transport != "websockets":
+            return sock
+        self._handshake = Handshake(sock, self.deadline_s)
+        return cast(socket.socket, self._handshake)
+
+    def _create_socket(self) -> SocketLike:
+        sock: socket.socket | WebSocket | None = None
+        try:
+            made = super()._create_socket()
+            # paho's own framing is left behind: it masks byte by byte and cuts packets off after a short write.
+            sock = cast(socket.socket, made) if self._handshake is None else self._handshake.finish()
+            self.tap = Tap(sock)
+        except BaseException as exc:
+            for one in (sock, self._handshake):
+                if one is not None:
+                    one.close()
+            if self._handshake is not None and isinstance(exc, Exception):
+                raise self._handshake.explain(exc) from exc
             raise
         return self.tap
 
@@ -263,7 +310,7 @@ def open_control(
     on_suback: Callable[[int, list[int]], None] | None = None,
     on_unsuback: Callable[[int], None] | None = None,
 ) -> Control:
-    """Connect TCP and TLS and queue CONNECT.  Blocks; asks for credentials and reads certificates anew.
+    """Connect TCP, TLS and WebSocket and queue CONNECT.  Blocks; asks for credentials and reads certificates anew.
 
     Raises OSError (ssl.SSLError is one), ValueError, an error of this package, or whatever a credentials callable
     raises.
@@ -274,6 +321,7 @@ def open_control(
         client_id=client_id,
         clean_session=None if is_5 else clean_session,
         protocol=MQTTProtocolVersion.MQTTv5 if is_5 else MQTTProtocolVersion.MQTTv311,
+        transport="websockets" if address.path else "tcp",
         reconnect_on_failure=False,
     )
     if on_stage is not None:
@@ -283,6 +331,11 @@ def open_control(
         client.limits = BrokerLimits.of(properties)
 
     control.on_connect = note_limits
+    control.deadline_s = time.monotonic() + timeout_s
+    if options.proxy is not None:
+        control.way = parse_proxy(options.proxy)
+    if address.path:
+        control.ws_set_options(address.path, address.http_headers)
     control.on_socket_register_write = _quiet
     if on_suback is not None:
 
@@ -303,13 +356,12 @@ def open_control(
         control.will_set(options.will.topic, options.will.payload_bytes, 1, options.will.retain)
     if address.tls:
         assert options.tls is not None
-        context = options.tls.context()
-        context.sslsocket_class = _ClosingTLS
-        control.tls_set_context(context)
+        control.tls_set_context(options.tls.context())
         if options.tls.insecure:
             control.tls_insecure_set(True)
-    control.connect_timeout = min(timeout_s, options.tls_timeout)
-    control.tcp_timeout = min(timeout_s, options.tcp_timeout)
+    control.connect_timeout = timeout_s
+    control.tcp_timeout = options.tcp_timeout
+    control.tls_timeout = options.tls_timeout
     session: dict[str, Any] = {}
     if is_5:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]

@@ -220,6 +220,8 @@ class Mosquitto(Broker):
         tcp_nodelay: without it (Mosquitto's own default) small windows cost 40 ms each.
         require_certificate: refuse TLS clients without a certificate of our authority.
         max_packet_bytes: refuse larger packets; 0 has no limit.
+        websockets: listen for them too, on :attr:`websocket_port`, and with ``tls`` on :attr:`websocket_tls_port`.
+            What goes to a subscriber leaves in pieces of 4 KiB, one each 100 ms while nothing else happens.
         extra: more lines of its configuration.
     """
 
@@ -236,9 +238,12 @@ class Mosquitto(Broker):
         require_certificate: bool = False,
         users: dict[str, str] | None = None,
         max_packet_bytes: int = 0,
+        websockets: bool = False,
         extra: tuple[str, ...] = (),
     ) -> None:
         super().__init__(directory, tls=tls, certificate=certificate, users=users)
+        self.websocket_port = self._take_port() if websockets else 0
+        self.websocket_tls_port = self._take_port() if websockets and tls else 0
         path = mosquitto_path()
         if path is None:
             raise RuntimeError("mosquitto is not installed")
@@ -266,15 +271,22 @@ class Mosquitto(Broker):
             *extra,
             f"listener {self.port} {HOST}",
         ]
-        if tls is not None and self.certificate is not None:
-            lines += [
-                f"listener {self.tls_port} {HOST}",
-                f"cafile {tls.ca}",
-                f"certfile {self.certificate[0]}",
-                f"keyfile {self.certificate[1]}",
-                f"require_certificate {str(require_certificate).lower()}",
-            ]
+        if websockets:
+            lines += [f"listener {self.websocket_port} {HOST}", "protocol websockets"]
+        for port in (self.tls_port, self.websocket_tls_port):
+            if port and tls is not None and self.certificate is not None:
+                lines += [
+                    f"listener {port} {HOST}",
+                    *(["protocol websockets"] if port == self.websocket_tls_port else []),
+                    f"cafile {tls.ca}",
+                    f"certfile {self.certificate[0]}",
+                    f"keyfile {self.certificate[1]}",
+                    f"require_certificate {str(require_certificate).lower()}",
+                ]
         self._config.write_text("\n".join(lines) + "\n")
+
+    def _listening(self) -> list[int]:
+        return [*super()._listening(), *(port for port in (self.websocket_port, self.websocket_tls_port) if port)]
 
     def _access(self, directory: Path) -> list[str]:
         if self.users is None:

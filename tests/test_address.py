@@ -25,6 +25,10 @@ from cloudpubsub._tls import TLS
         ("mqtt://[::1]", Address("mqtt", "::1", 1883, False)),
         ("mqtts://[fe80::1%25eth0]:65535", Address("mqtts", "fe80::1%eth0", 65_535, True)),
         ("mqtt://u@büro.example", Address("mqtt", "büro.example", 1883, False)),
+        ("ws://host", Address("ws", "host", 80, False, "/mqtt")),
+        ("wss://u:p@host", Address("wss", "host", 443, True, "/mqtt")),
+        ("wss://[::1]:8443/$hub/a%20b/", Address("wss", "::1", 8443, True, "/$hub/a%20b/")),
+        ("WS://host:9001/", Address("ws", "host", 9001, False, "/")),
     ],
 )
 def test_urls_give_address_and_default_port(url: str, address: Address) -> None:
@@ -37,7 +41,8 @@ def test_urls_give_address_and_default_port(url: str, address: Address) -> None:
     ["", "host", "host:1883", "http://h", "mqtt:/h", "mqtt://", "mqtt://:1883", "mqtt://h:", "mqtt://h:0", "mqtt://h:65536",
      "mqtt://h:x", "mqtt://h:１", "mqtt://h:-1", "mqtt://::1", "mqtt://[::1", "mqtt://[::1]x", "mqtt://[h]", "mqtt://h/p",
      "mqtt://h?q", "mqtt://h#f", "mqtt://a b", "mqtt://h\n", "mqtt://@h", "mqtt://:p@h", "mqtt://u:%zz@h", "mqtt://u:%ff@h",
-     "mqtt://u:a/b@h", "mqtt://a..b", "mqtt://h!", "mqtt://" + "a." * 130 + "a"],
+     "mqtt://u:a/b@h", "mqtt://a..b", "mqtt://h!", "mqtt://" + "a." * 130 + "a", "ws://", "ws:///mqtt", "ws://h:x/p",
+     "ws://h/p?q", "ws://h/p#f", "ws://h?q", "ws://h/ü", "ws://h/%zz", "ws://h/a b", "ws://h/a\\b", "ws://u:1/a@h"],
 )  # fmt: skip
 def test_wrong_urls_are_refused_by_name(url: str) -> None:
     with pytest.raises(OptionError, match=r"^broker: ") as caught:
@@ -62,7 +67,8 @@ def test_credentials_are_percent_decoded(user: str, password: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["mqtt://u:s3cret@", "mqtt://u:s3cret", "mqtt://u:s3/cret@h", "u:s3cret@h", "u:s3cret", "mqtt://u:a@s3cret@h:x",
-     "http://u:s3cret@h", "mqtt://u:s3cret%@h", "mqtt://u:s3cret@h:99999", "mqtt://u: s3cret@h", "mqtt://u:s3://cret@h"],
+     "http://u:s3cret@h", "mqtt://u:s3cret%@h", "mqtt://u:s3cret@h:99999", "mqtt://u: s3cret@h", "mqtt://u:s3://cret@h",
+     "ws://u:s3cret@h/p?q", "ws://u:s3/cret@h", "wss://u:80/s3cret@h", "ws://u:s3cret@h/ü", "ws://u:s3cret"],
 )  # fmt: skip
 def test_no_error_shows_a_password(url: str) -> None:
     with pytest.raises(OptionError) as caught:
@@ -70,6 +76,20 @@ def test_no_error_shows_a_password(url: str) -> None:
     for text in (str(caught.value), repr(caught.value), redact(url)):
         assert "s3" not in text
         assert "cret" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "origin"),
+    [
+        ("ws://host", "host", "http://host"),
+        ("wss://host:443/x", "host", "https://host"),
+        ("ws://host:443", "host:443", "http://host:443"),
+        ("wss://büro.example:8443", "xn--bro-hoa.example:8443", "https://xn--bro-hoa.example:8443"),
+        ("ws://[fe80::1%25eth0]:9001", "[fe80::1]:9001", "http://[fe80::1]:9001"),
+    ],
+)
+def test_the_headers_of_a_websocket_name_the_host(url: str, host: str, origin: str) -> None:
+    assert parse_url(url).address.http_headers == {"Host": host, "Origin": origin}
 
 
 def test_repr_of_a_parsed_url_shows_no_credentials() -> None:

@@ -11,8 +11,11 @@ import pytest
 
 from cloudpubsub import TLS, Client, Message, Spool, SpoolFull
 from tests.brokers import Broker, Mosquitto, TlsFiles
+from tests.fake_broker import FakeBroker
 from tests.making import Child, Inbox, eventually, send
+from tests.packets import Disconnect, Puback
 from tests.publishing import LIMIT, client_to
+from tests.script import Script
 
 NOBODY = 1
 KIB = 1024
@@ -45,6 +48,24 @@ def records_in(spool: Path) -> int:
 
 def threads_of_ours() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("cloudpubsub")]
+
+
+def test_the_last_acknowledgement_is_not_waited_behind() -> None:
+    script = Script()
+    with FakeBroker(script, parallel=True) as broker:
+        client = client_to(broker.port, None)
+        client.subscribe("t", print)
+        with client:
+            client.wait_subscribed(LIMIT)
+            subscriber = client._subscriber
+            # As when the last handler has just returned; the thread finds it only when it is told to end.
+            subscriber._acks.append((subscriber._generation, 7))
+            stopping = threading.Thread(target=subscriber.stop, args=(60.0,))
+            stopping.start()
+            assert script.wait(Puback)[0].packet_id == 7
+            script.wait(Disconnect)
+            stopping.join(LIMIT)
+            assert not stopping.is_alive()
 
 
 @pytest.mark.parametrize("timeout", [None, "1", float("nan"), True])

@@ -16,6 +16,7 @@ from cloudpubsub._address import Address
 from cloudpubsub._errors import OptionError
 from cloudpubsub._message import Will
 from cloudpubsub._options import Options
+from cloudpubsub._proxy import Proxy, parse_proxy
 from cloudpubsub._tls import TLS
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -32,7 +33,8 @@ def test_defaults_fit_a_small_gateway(tmp_path: Path) -> None:
     assert values == {
         "broker": ("mqtt://broker.example:1883",), "client_id": "gateway-17", "subscribe_client_id": "gateway-17-sub",
         "username": None, "password": None, "tls": None, "will": None, "protocol": "3.1.1", "keep_alive": 60,
-        "spool": str(tmp_path), "durability": "process", "sync_interval": 1.0, "ring_bytes": 4 * MIB, "ring_dir": None,
+        "proxy": None, "spool": str(tmp_path), "durability": "process", "sync_interval": 1.0, "ring_bytes": 4 * MIB,
+        "ring_dir": None,
         "segment_bytes": 8 * MIB, "max_spool_bytes": GIB, "max_spool_messages": None, "max_payload_bytes": 256 * KIB,
         "on_full": "drop_oldest", "block_timeout": None, "spill_after": 10.0, "spill_timeout": 10.0,
         "max_inflight": 10_000, "max_inflight_bytes": MIB, "max_publish_rate": None, "ack_timeout": 30.0,
@@ -53,6 +55,8 @@ WRONG: dict[str, list[Any]] = {
     "username": ["", 5, "a\0"],
     "password": ["", 5, b"x"],
     "tls": [True, {}],
+    "proxy": [5, b"x", "", "host:1080", "socks5://h", "socks5h://h:1", "https://h:1", "socks4://u:p@h:1", "http://h:1/x",
+              "socks5://u@h:1", f"socks5://u:{'p' * 128}@h:1", "http://a%3Ab:p@h:1", "http://h:x"],
     "will": ["x", ("a", b"")],
     "protocol": ["4", "3.1", 5, None],
     "preset": ["", "aws", 5],
@@ -178,6 +182,11 @@ def test_credentials_move_from_the_url_to_their_fields() -> None:
         {"username": "u", "password": "s3cret\0"},
         {"broker": "mqtt://u:s3cret@a", "keep_alive": 0},
         {"broker": "mqtt://u:s3cret@a:port"},
+        {"proxy": "socks5://u:s3cret@h"},
+        {"proxy": "socks4://u:s3cret@h:1"},
+        {"proxy": "ftp://u:s3cret@h:1"},
+        {"proxy": "http://u:s3/cret@h:1"},
+        {"proxy": "http://u:s3cret"},
     ],
 )
 def test_no_error_shows_a_password(settings: dict[str, Any]) -> None:
@@ -192,6 +201,31 @@ def test_repr_shows_no_secret() -> None:
     tls = TLS(cert="c", key_password="s3cret")
     assert "s3cret" not in repr(options(broker="mqtts://u:s3cret@h", tls=tls))
     assert "s3cret" not in repr(options(username="u", password="s3cret"))
+    assert "s3cret" not in repr(options(proxy="http://u:s3cret@h:1")) + repr(parse_proxy("http://u:s3cret@h:1"))
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("socks5://h:1080", Proxy("socks5", "h", 1080)),
+        ("SOCKS5://us%40er:s%2Fp@[::1]:1/", Proxy("socks5", "::1", 1, "us@er", "s/p")),
+        ("socks4://u@h:1080", Proxy("socks4", "h", 1080, "u")),
+        ("http://h:3128", Proxy("http", "h", 3128)),
+        ("http://u:@h:3128", Proxy("http", "h", 3128, "u", "")),
+    ],
+)
+def test_proxies_are_taken_apart(url: str, proxy: Proxy) -> None:
+    assert parse_proxy(url) == proxy
+    assert options(proxy=url).proxy == url
+
+
+def test_without_pysocks_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socks", None)
+    for url in ("socks5://u:s3cret@h:1", "socks4://h:1"):
+        with pytest.raises(OptionError, match=r"cloudpubsub\[proxy\]") as caught:
+            options(proxy=url)
+        assert caught.value.field == "proxy" and "s3cret" not in str(caught.value)
+    assert options(proxy="http://h:1").proxy
 
 
 def test_credentials_are_asked_for_each_time_and_checked() -> None:
@@ -277,13 +311,14 @@ def test_environment_is_read_with_its_types() -> None:
         "CLOUDPUBSUB_RING_BYTES": "1MiB", "CLOUDPUBSUB_MAX_SPOOL_BYTES": "2_000_000",
         "CLOUDPUBSUB_CONNECT_FIRST": "Yes", "CLOUDPUBSUB_SPILL_AFTER": "2.5",
         "CLOUDPUBSUB_MAX_SPOOL_MESSAGES": "none", "CLOUDPUBSUB_ON_FULL": "raise", "CLOUDPUBSUB_SPOOL": "/s",
+        "CLOUDPUBSUB_PROXY": "http://u:p@h:1",
         "CLOUDPUBSUB_TLS_CA": "/ca.pem", "CLOUDPUBSUB_TLS_ALPN": "x, y", "CLOUDPUBSUB_TLS_INSECURE": "0",
         "CLOUDPUBSUB_WILL_TOPIC": "w", "CLOUDPUBSUB_WILL_RETAIN": "1", "CLOUDPUBSUB_KEEP_ALIVE": "", "OTHER": "x",
     })  # fmt: skip
     assert made == Options(
         broker=["mqtts://a", "mqtts://b:1"], username="u", password="p", client_id="c", ring_bytes=MIB,
         max_spool_bytes=2_000_000, connect_first=True, spill_after=2.5, on_full="raise", spool="/s",
-        tls=TLS(ca="/ca.pem", alpn=("x", "y")), will=Will("w", retain=True),
+        tls=TLS(ca="/ca.pem", alpn=("x", "y")), will=Will("w", retain=True), proxy="http://u:p@h:1",
     )  # fmt: skip
 
 

@@ -19,7 +19,10 @@ from cloudpubsub.demo.relay import Relay
 from tests.brokers import Mosquitto, TlsFiles
 from tests.collector import Collector
 from tests.fake_broker import Connection, FakeBroker
+from tests.proxies import Proxy
 from tests.publishing import LIMIT, client_to, greatest_step_back, number_of, publish_numbers, until
+from tests.script import Script
+from tests.websockets import FrameSocket
 
 pytestmark = pytest.mark.usefixtures("need_mosquitto")
 
@@ -31,7 +34,7 @@ def tls_broker(directory: Path, files: TlsFiles, **settings: Any) -> Iterator[Mo
 
 
 def tls_client(port: int, directory: Path, tls: cloudpubsub.TLS, host: str = "localhost", **settings: Any):
-    return client_to(port, directory / "spool", broker=f"mqtts://{host}:{port}", tls=tls, **settings)
+    return client_to(port, directory / "spool", **{"broker": f"mqtts://{host}:{port}", "tls": tls, **settings})
 
 
 def refusal(client: cloudpubsub.Client) -> str:
@@ -176,6 +179,36 @@ def test_versions_from_1_2_on_are_accepted(version: ssl.TLSVersion, tls_files: T
     with FakeBroker(serve) as broker, tls_client(broker.port, tmp_path, cloudpubsub.TLS(ca=tls_files.ca)) as client:
         until(lambda: client.stats().connected)
     assert spoken == [version.name.replace("_", ".")]
+
+
+@pytest.mark.parametrize("scheme", ["mqtts", "wss"])
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [((), None), (("x-amzn-mqtt-ca",), "x-amzn-mqtt-ca"), (("other", "mqtt"), "mqtt")],
+)
+def test_alpn_is_offered_by_both_connections(
+    scheme: str, offered: tuple[str, ...], chosen: str | None, tls_files: TlsFiles, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls_files.server_cert, tls_files.server_key)
+    context.set_alpn_protocols(["mqtt", "x-amzn-mqtt-ca"])
+    selected: list[str | None] = []
+
+    def serve(connection: Connection) -> None:
+        with context.wrap_socket(connection.sock.dup(), server_side=True) as wrapped:
+            selected.append(wrapped.selected_alpn_protocol())
+            sock: Any = wrapped if scheme == "mqtts" else FrameSocket.accept(wrapped)
+            Script()(Connection(sock, connection.number))
+
+    # Port 443, where ALPN tells MQTT from HTTPS, is not ours to listen on; a proxy takes us from there to the server.
+    with FakeBroker(serve, parallel=True) as broker, Proxy("http", broker.port) as proxy:
+        tls = cloudpubsub.TLS(ca=tls_files.ca, alpn=offered)
+        with tls_client(443, tmp_path, tls, broker=f"{scheme}://localhost:443", proxy=proxy.url) as client:
+            client.subscribe("t", print)
+            client.wait_subscribed(LIMIT)
+            client.wait(client.publish("t", b"x"), LIMIT)
+        assert proxy.asked == [("localhost", 443)] * 2
+    assert selected == [chosen] * 2
 
 
 def test_a_server_that_never_answers_the_handshake_is_given_up(tls_files: TlsFiles, tmp_path: Path) -> None:

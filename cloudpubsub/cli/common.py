@@ -50,7 +50,9 @@ def add_help(parser: argparse.ArgumentParser) -> None:
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "connection", "What is not given is taken from CLOUDPUBSUB_* variables: CLOUDPUBSUB_PASSWORD, for one."
+        "connection",
+        "What is not given is taken from CLOUDPUBSUB_* variables: CLOUDPUBSUB_PASSWORD, for one, or CLOUDPUBSUB_BROKER "
+        "with a URL that also says wss:// for a WebSocket.",
     )
     group.add_argument("-h", "--host", metavar="HOST", help="broker (localhost)")
     group.add_argument("-p", "--port", metavar="PORT", type=int, help="its port (1883; 8883 with TLS)")

@@ -63,6 +63,7 @@ SOURCES = (
     "cloudpubsub/_window.c",
     "cloudpubsub/_wire.c",
     "cloudpubsub/_wire_out.c",
+    "cloudpubsub/_frames.c",
     "tests/core/io_sim.c",
     "tests/core/crash.c",
     "tests/core/exhaust.c",

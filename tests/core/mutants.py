@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     Mutant(
         "a record's checksum is not looked at",
-        (("_segment_read.c", "return cps_record_crc(at, record, segment->epoch) == record->crc ? CPS_OK : CPS_DAMAGED;",
+        (("_segment_read.c", "if (cps_record_crc(at, record, segment->epoch) != record->crc) return CPS_DAMAGED;",
           "return CPS_OK;"),),
         ["pytest", "-x", "-q", "tests/core/test_segment.py", "-k", "flipped"],
     ),
