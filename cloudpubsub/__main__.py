@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cloudpubsub import Error, OptionError, TopicError, __version__
-from cloudpubsub.cli import dump, inspect, pub, repair, sub, verify
+from cloudpubsub.cli import dead, dump, inspect, pub, repair, sub, verify
 from cloudpubsub.cli.common import FAILED, USAGE, say
 from cloudpubsub.demo import command as demo
 
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[_Command, str]] = {
     "inspect": (inspect, "tell what is in a spool, in use or not"),
     "verify": (verify, "check every byte of a spool, in use or not"),
     "dump": (dump, "print the messages of a spool, in use or not"),
+    "dead": (dead, "print the dead letters of a spool, or publish them again"),
     "repair": (repair, "make a damaged copy of a spool clean"),
 }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from cloudpubsub._message import Message
 from cloudpubsub._report import RateLimitedLog
 
-__all__ = ["DeadLetters", "dead_letters_bytes"]
+__all__ = ["DeadLetters", "append_letter", "dead_letters_bytes"]
 
 _FILE_BYTES = 1 << 20
 _ENVELOPE_BYTES = 16 << 10
@@ -34,6 +34,25 @@ _REASON_MAX = 1_000
 def dead_letters_bytes(max_spool_bytes: int, max_payload_bytes: int) -> int:
     """How large a file may become: a sixteenth of the quota, at most 1 MiB, but with room for the largest payload."""
     return max(min(_FILE_BYTES, max_spool_bytes // 16), max_payload_bytes * 4 // 3 + _ENVELOPE_BYTES)
+
+
+def append_letter(path: Path, line: bytes, *, is_synced: bool) -> None:
+    """Write one line at the end of a file, or nothing of it.  OSError."""
+    fd = os.open(path, _FLAGS, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(fd, line[written:])
+            if is_synced:
+                os.fdatasync(fd)
+        except OSError:
+            # Half a line would spoil the next one.
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)
 
 
 class DeadLetters:
@@ -99,17 +118,4 @@ class DeadLetters:
         if size > 0 and size + len(line) > self._file_bytes:
             os.replace(path, f"{path}.1")
             size = 0
-        fd = os.open(path, _FLAGS, 0o600)
-        try:
-            try:
-                written = 0
-                while written < len(line):
-                    written += os.write(fd, line[written:])
-                if self._is_synced:
-                    os.fdatasync(fd)
-            except OSError:
-                # Half a line would spoil the next one.
-                os.ftruncate(fd, size)
-                raise
-        finally:
-            os.close(fd)
+        append_letter(path, line, is_synced=self._is_synced)
