@@ -445,7 +445,9 @@ void *cps_flusher_run(void *argument) {
     }
     finish(log);
     log->stopped = true;
+    bool left = log->left; /* else whoever closes may free the log as soon as the lock is open */
     (void)pthread_cond_broadcast(&log->settled_moved);
     (void)pthread_mutex_unlock(&log->lock);
+    if (left) cps_log_end(log);
     return NULL;
 }

@@ -584,27 +584,41 @@ bool cps_log_finish(cps_log *log, uint64_t timeout_ms) {
     return finished;
 }
 
-void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
-    bool finished = cps_log_finish(log, timeout_ms);
+/* A ring whose records or counters are nowhere else stays for the next open. */
+static void end(cps_log *log, uint64_t unsaved) {
+    CPS_CRASH_POINT("close-stopped");
+    release(log, (unsaved == 0 && log->told) || !log->has_store);
+}
+
+void cps_log_end(cps_log *log) {
+    uint64_t ignored;
     (void)pthread_mutex_lock(&log->lock);
-    if (!finished) log->config.notify = NULL; /* whom it would tell is gone when we return */
+    uint64_t unsaved = count_ring(log, cps_log_low(log), &ignored);
+    (void)pthread_mutex_unlock(&log->lock);
+    end(log, unsaved);
+}
+
+void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
+    (void)cps_log_finish(log, timeout_ms);
+    (void)pthread_mutex_lock(&log->lock);
+    bool finished = !log->flusher_runs || log->stopped; /* it may have come to that just now */
     uint64_t ignored;
     uint64_t from = cps_log_low(log), held = cps_ring_low(log->ring);
     if (held < log->settled.head) held = log->settled.head;
     bool is_power = log->config.durability == CPS_DURABILITY_POWER;
     if (!finished && is_power && held < from) from = held; /* written, and not confirmed */
     *unsaved = count_ring(log, from, &ignored);
-    (void)pthread_mutex_unlock(&log->lock);
     if (!finished) {
-        /* The disk hangs.  The flusher still uses everything; it is left as it is, with the lock file held, and the ring's
-         * file, if there is one, keeps what could not be saved for the next open. */
+        /* The disk takes longer, or hangs.  The flusher still uses everything, and is the owner from here on: when it is
+         * through it ends the log.  Nothing may be touched when the lock is open. */
+        log->config.notify = NULL; /* whom it would tell is gone when we return */
+        log->left = true;
         (void)pthread_detach(log->flusher);
-        return;
     }
+    (void)pthread_mutex_unlock(&log->lock);
+    if (!finished) return;
     if (log->flusher_runs) (void)pthread_join(log->flusher, NULL);
-    CPS_CRASH_POINT("close-stopped");
-    /* A ring whose records or counters are nowhere else stays for the next open. */
-    release(log, (*unsaved == 0 && log->told) || !log->has_store);
+    end(log, *unsaved);
 }
 
 void cps_log_check(cps_log *log) {

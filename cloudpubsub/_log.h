@@ -46,7 +46,7 @@ enum cps_reason { /* why records ended without an acknowledgement */
 #define CPS_POSITION_BLOCK 0x10000000000u        /* 2^40: reserved by one durable write */
 
 typedef struct cps_log_config { /* strings are borrowed for the call of open only */
-    const cps_io *io;
+    const cps_io *io;           /* outlives the log, and the flusher of one whose close could not wait for it */
     const char *directory;      /* must exist; NULL: memory only */
     const char *ring_directory; /* on tmpfs; NULL: the ring is plain memory */
     const uint8_t *identity;    /* client id; NULL: take any spool as it is */
@@ -119,12 +119,14 @@ typedef struct cps_log_stats {
 CPS_MUST_CHECK enum cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened);
 
 /* Refuse new records, wake all waiters, spill and seal what is pending, stop the flusher: at most `timeout_ms`.
- * `*unsaved` is the number of messages that are in no file.  The log is gone afterwards; if the disk hangs, its memory
- * is left to the flusher.  No other call may be in progress (cps_log_shut first). */
+ * `*unsaved` is the number of messages that are in no file yet.  The log is gone afterwards: it may not be used again, and
+ * `notify` is not called again.  Where the time was too short, or the disk hangs, the flusher goes on alone: it saves
+ * what it can, then frees the log and lets go of the spool, which cannot be opened until then; it uses `io` all that time.
+ * No other call may be in progress (cps_log_shut first). */
 void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved);
 
-/* The first part of cps_log_close, for a last look at losses and statistics before the log is gone.  False: the disk
- * hangs; only cps_log_close may be called then. */
+/* The first part of cps_log_close, for a last look at losses and statistics before the log is gone.  False: time was too
+ * short for the disk. */
 bool cps_log_finish(cps_log *log, uint64_t timeout_ms);
 
 /* Refuse new records and end all waits with CPS_CLOSED; the reader goes on. */

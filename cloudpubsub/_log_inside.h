@@ -81,6 +81,7 @@ struct cps_log {
     unsigned last_tries; /* ... and may try again so often when a sync fails */
     bool stopped; /* it has */
     bool told;    /* ... and its last cursors and counters are in the meta file */
+    bool left;    /* by whoever closed, who could not wait: the flusher is the owner, alone, and ends the log */
     pthread_t flusher;
     bool flusher_runs;
     uint8_t *staging; /* flusher's own */
@@ -137,6 +138,7 @@ uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline *
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
 
 void *cps_flusher_run(void *log);
+void cps_log_end(cps_log *log); /* for the flusher of a log that was left to it, as its last act; without the lock */
 
 /* What the flusher does with files, in _log_files.c.  All of these: with the log's lock held, by the flusher. */
 
