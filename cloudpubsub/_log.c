@@ -140,20 +140,23 @@ static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opene
                              &opened->error);
 }
 
-/* Messages of the first segment that lie before `head`; when no record starts at `head`, it cannot be right and all of
- * them are sent again. */
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Messages of the first segment that lie before `head`; when a record reaches over `head`, it cannot be right and all of
+ * them are sent again.  Damage before it is left to count_damage. */
 static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
     cps_segment *segment = cps_store_find(&log->store, log->settled.head);
     if (segment == NULL || segment->base >= log->settled.head) return CPS_OK;
     uint64_t at = segment->base, messages = 0, bytes = 0;
     enum cps_status status = CPS_OK;
+    bool in_record = false;
     while (status == CPS_OK && at < log->settled.head) {
         cps_span span;
         status = cps_segment_span(segment, at, segment->end, CPS_STAGING_BYTES, &log->scratch, &span, error);
         if (status != CPS_OK) break;
+        in_record = span.size > 0;
         if (span.size == 0) {
-            messages += span.lost_messages;
-            bytes += span.lost_end - at;
+            log->damaged_head = true;
             at = span.lost_end;
         }
         for (size_t i = 0; i < span.size && at < log->settled.head;) {
@@ -167,11 +170,12 @@ static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
         }
     }
     cps_segment_rest(segment);
-    if (at == log->settled.head) {
+    if (status == CPS_OK && at != log->settled.head && in_record) {
+        log->settled.head = segment->base;
+        log->damaged_head = false;
+    } else if (status == CPS_OK) {
         segment->settled_messages = messages < segment->messages ? messages : segment->messages;
         segment->settled_bytes = bytes < segment->message_bytes ? bytes : segment->message_bytes;
-    } else if (status == CPS_OK) {
-        log->settled.head = segment->base;
     }
     return status == CPS_IO ? CPS_OK : status; /* an unreadable file is the reader's to report; nothing is lost here */
 }
@@ -190,21 +194,49 @@ static void finish_drops(cps_log *log, cps_opened *opened) {
     }
 }
 
-/* Damage that was read and counted before the last process ended must not be counted when it is read again. */
+/* What was read, found lost and counted before the last process ended must not be counted when it is read again.  The
+ * reader goes in order, so all damage before the end of an entry was counted, however far it reaches by merging. */
 static void recall_damage(cps_log *log) {
     for (unsigned i = 0; i < log->ledger.used; i++) {
         const cps_ledger_entry *entry = &log->ledger.entries[i];
         unsigned reason = cps_ledger_reason(entry);
-        if (reason != CPS_REASON_DAMAGED && reason != CPS_REASON_UNREADABLE) continue;
-        if (entry->first < log->settled.head) continue;
+        if (entry->first >= entry->end) continue; /* nobody knew where they were */
         cps_segment *segment = cps_store_find(&log->store, entry->first);
-        if (segment == NULL || entry->first < segment->base || entry->end > segment->end) continue;
-        uint64_t left = segment->messages - segment->settled_messages;
-        uint64_t left_bytes = segment->message_bytes - segment->settled_bytes;
-        segment->settled_messages += entry->messages < left ? entry->messages : left;
-        segment->settled_bytes += entry->bytes < left_bytes ? entry->bytes : left_bytes;
-        if (entry->end > segment->lost_below) segment->lost_below = entry->end;
+        if (reason == CPS_REASON_DAMAGED) {
+            for (; segment != NULL && segment->base < entry->end; segment = segment->next) {
+                uint64_t end = entry->end < segment->end ? entry->end : segment->end;
+                if (end > segment->lost_below && end > log->settled.head) segment->lost_below = end;
+            }
+        } else if (reason == CPS_REASON_UNREADABLE && segment != NULL && entry->first >= segment->base &&
+                   entry->end <= segment->end && entry->first >= log->settled.head) {
+            uint64_t left = segment->messages - segment->settled_messages;
+            uint64_t left_bytes = segment->message_bytes - segment->settled_bytes;
+            segment->settled_messages += entry->messages < left ? entry->messages : left;
+            segment->settled_bytes += entry->bytes < left_bytes ? entry->bytes : left_bytes;
+            if (entry->end > segment->lost_below) segment->lost_below = entry->end;
+        }
     }
+}
+
+/* What is pending in segments with damage: all that is valid behind head, and what is lost there and not counted yet. */
+static CPS_MUST_CHECK enum cps_status count_damage(cps_log *log, int *error) {
+    uint64_t head = log->settled.head;
+    recall_damage(log);
+    for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
+        bool has_head = s->base < head && head < s->end;
+        if (s->end <= head || !(s->patchy || s->lost_below > head || (has_head && log->damaged_head))) continue;
+        uint64_t from = has_head ? head : s->base;
+        uint64_t before = s->messages;
+        enum cps_status status =
+            cps_segment_count_toll(s, from, s->lost_below > from ? s->lost_below : from, &log->scratch, error);
+        cps_segment_rest(s);
+        log->store.messages += s->messages - before; /* unsigned arithmetic wraps back when they are less */
+        if (status == CPS_IO) continue; /* the reader will say so */
+        if (status != CPS_OK) return status;
+        s->settled_messages = s->messages - smaller(s->messages, s->toll.pending_messages);
+        s->settled_bytes = s->message_bytes - smaller(s->message_bytes, s->toll.pending_bytes);
+    }
+    return CPS_OK;
 }
 
 static void pending_on_disk(const cps_log *log, uint64_t *messages, uint64_t *bytes) {
@@ -448,6 +480,7 @@ static void lose_holes(cps_log *log, uint64_t messages, uint64_t bytes) {
             if (count > size / least) count = size / least;
             if (count > messages) count = messages;
             uint64_t taken = count == messages ? bytes : (uint64_t)((double)bytes * ((double)count / (double)messages));
+            if (taken > bytes) taken = bytes; /* a double has 53 bits */
             room -= size;
             messages -= count;
             bytes -= taken;
@@ -458,30 +491,71 @@ static void lose_holes(cps_log *log, uint64_t messages, uint64_t bytes) {
     if (messages > 0) cps_log_lose(log, head, head, messages, bytes, CPS_REASON_UNREADABLE);
 }
 
-/* Under the lock, at open: what the counters say and what is there must agree.  A kill may have come between a counter and
- * its entry in the ledger; and whole files may be missing, or be back. */
+/* Under the lock, at open: counters and ledger must agree.  A kill may have come between the two. */
+static void reconcile_ledger(cps_log *log, const cps_produced *produced) {
+    const cps_settled *s = &log->settled;
+    cps_ledger *ledger = &log->ledger;
+    uint64_t messages, bytes, now = log->io->wall_ms(log->io->context);
+    cps_ledger_sum(ledger, CPS_REASON_REFUSED, &messages, &bytes);
+    if (s->dropped_messages > messages)
+        cps_ledger_add(ledger, 0, produced->published, s->dropped_messages - messages, rest(s->dropped_bytes, bytes),
+                       CPS_REASON_QUOTA, now);
+    cps_ledger_sum(ledger, CPS_REASON_REFUSED, &messages, &bytes);
+    cps_ledger_correct(ledger, CPS_REASON_DAMAGED, CPS_REASON_UNREADABLE, s->dropped_messages - messages,
+                       s->dropped_bytes - bytes);
+    messages = ledger->totals[CPS_REASON_REFUSED].messages;
+    bytes = ledger->totals[CPS_REASON_REFUSED].bytes;
+    if (produced->refused > messages)
+        cps_ledger_add(ledger, CPS_REFUSED_POSITION + messages * CPS_RECORD_ALIGN,
+                       CPS_REFUSED_POSITION + produced->refused * CPS_RECORD_ALIGN, produced->refused - messages,
+                       rest(produced->refused_bytes, bytes), CPS_REASON_REFUSED, now);
+    log->ledger_moved = true;
+}
+
+/* Counters and files say differently how much is pending: where there is damage, the counters know better. */
+static void believe_counters(cps_log *log, uint64_t messages, uint64_t bytes, uint64_t *pending, uint64_t *pending_bytes) {
+    const uint64_t least = CPS_RECORD_HEADER_BYTES + CPS_RECORD_ALIGN; /* a message has a topic */
+    hole ignored;
+    bool is_whole = !next_hole(log, log->settled.head, false, &ignored); /* else more may have been in other files */
+    for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
+        uint64_t left, left_bytes, behind = s->toll.damaged_bytes - s->toll.passed_bytes;
+        if (!s->toll.is_known || behind == 0) continue;
+        cps_segment_toll_left(&s->toll, &left, &left_bytes);
+        uint64_t others = *pending - left, others_bytes = *pending_bytes - left_bytes;
+        uint64_t fits = rest(messages, others), fits_bytes = rest(bytes, others_bytes);
+        uint64_t most = s->sealed ? s->toll.messages : behind / least;
+        uint64_t most_bytes = s->sealed ? s->toll.message_bytes : behind;
+        if (!is_whole) most = left, most_bytes = left_bytes;
+        fits = smaller(fits, most);
+        fits_bytes = smaller(fits_bytes, most_bytes);
+        if (fits == left && fits_bytes == left_bytes) continue;
+        cps_segment_set_toll_left(&s->toll, fits, fits_bytes);
+        if (s->sealed) {
+            s->settled_messages = s->settled_messages + left - fits;
+            s->settled_bytes = s->settled_bytes + left_bytes - fits_bytes;
+        } else {
+            s->messages = s->messages - left + fits;
+            s->message_bytes = s->message_bytes - left_bytes + fits_bytes;
+            log->store.messages = log->store.messages - left + fits;
+        }
+        *pending = others + fits;
+        *pending_bytes = others_bytes + fits_bytes;
+    }
+}
+
+/* Under the lock, at open: what the counters say and what is there must agree.  Whole files may be missing, or be back. */
 static void reconcile(cps_log *log) {
     cps_produced produced;
     cps_settled *s = &log->settled;
     uint64_t messages, bytes, pending, pending_bytes, spans;
-    uint64_t now = log->io->wall_ms(log->io->context);
     cps_shared_read_produced(log->home.shared, &produced);
-    cps_ledger_sum(&log->ledger, CPS_REASON_REFUSED, &messages, &bytes);
-    if (s->dropped_messages > messages)
-        cps_ledger_add(&log->ledger, 0, produced.published, s->dropped_messages - messages, s->dropped_bytes - bytes,
-                       CPS_REASON_QUOTA, now);
-    messages = log->ledger.totals[CPS_REASON_REFUSED].messages;
-    bytes = log->ledger.totals[CPS_REASON_REFUSED].bytes;
-    if (produced.refused > messages)
-        cps_ledger_add(&log->ledger, CPS_REFUSED_POSITION + messages * CPS_RECORD_ALIGN,
-                       CPS_REFUSED_POSITION + produced.refused * CPS_RECORD_ALIGN, produced.refused - messages,
-                       produced.refused_bytes - bytes, CPS_REASON_REFUSED, now);
-    log->ledger_moved = true;
+    reconcile_ledger(log, &produced);
     pending_on_disk(log, &pending, &pending_bytes);
     pending += count_ring(log, cps_log_low(log), &spans);
     pending_bytes += spans;
     messages = rest(produced.messages, produced.refused + s->acked_messages + s->dropped_messages + s->dead_messages);
     bytes = rest(produced.bytes, produced.refused_bytes + s->acked_bytes + s->dropped_bytes + s->dead_bytes);
+    believe_counters(log, messages, bytes, &pending, &pending_bytes);
     if (messages < pending || bytes < pending_bytes) { /* more than was known: files that were given up are back */
         cps_ring_correct(log->ring, messages < pending ? pending - messages : 0,
                          bytes < pending_bytes ? pending_bytes - bytes : 0);
@@ -509,6 +583,7 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     if (status == CPS_OK) finish_drops(log, opened);
     CPS_CRASH_POINT("open-drops");
     if (status == CPS_OK) status = count_settled(log, &opened->error);
+    if (status == CPS_OK) status = count_damage(log, &opened->error);
     if (status != CPS_OK) return status;
     opened->ring_in_file = log->home.in_file;
     CPS_CRASH_POINT("open-counted");
@@ -525,7 +600,6 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     log->checkpoint_head = log->settled.head;
     (void)pthread_mutex_lock(&log->lock);
     CPS_CRASH_POINT("open-reading");
-    recall_damage(log);
     reconcile(log);
     CPS_CRASH_POINT("open-reconciled");
     cps_log_normalise(log);

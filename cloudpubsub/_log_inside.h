@@ -96,6 +96,7 @@ struct cps_log {
     size_t known_next;
     uint64_t damaged_ranges;
     uint64_t damaged_bytes;
+    bool damaged_head; /* at open: there is damage before head, in its segment */
     uint64_t estimated_messages; /* lost to damage, by estimate; see cps_log_commit */
     uint64_t estimated_bytes;
     uint64_t spilled_bytes;

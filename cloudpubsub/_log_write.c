@@ -54,6 +54,9 @@ static void balance(cps_log *log, const cps_produced *produced) {
     log->estimated_bytes = drained ? 0 : log->estimated_bytes - back_bytes;
     cps_ring_correct(log->ring, over - back, over_bytes - back_bytes);
     if (lost > 0) cps_log_lose(log, s->head, s->head, lost, lost_bytes, CPS_REASON_DAMAGED);
+    cps_ledger_correct(&log->ledger, CPS_REASON_DAMAGED, CPS_REASON_UNREADABLE, 0 - back,
+                       (lost > 0 ? 0 : lost_bytes) - back_bytes);
+    log->ledger_moved = log->ledger_unsaved = true;
 }
 
 /* The first position at or above `from` that is on the disk and may not survive a power cut; where the ring begins, if
