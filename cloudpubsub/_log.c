@@ -200,7 +200,8 @@ static void recall_damage(cps_log *log) {
     for (unsigned i = 0; i < log->ledger.used; i++) {
         const cps_ledger_entry *entry = &log->ledger.entries[i];
         unsigned reason = cps_ledger_reason(entry);
-        if (entry->first >= entry->end) continue; /* nobody knew where they were */
+        if (entry->first >= entry->end || (entry->first | entry->end) % CPS_RECORD_ALIGN != 0)
+            continue; /* nobody knew where they were */
         cps_segment *segment = cps_store_find(&log->store, entry->first);
         if (reason == CPS_REASON_DAMAGED) {
             for (; segment != NULL && segment->base < entry->end; segment = segment->next) {
@@ -493,16 +494,19 @@ static void lose_holes(cps_log *log, uint64_t messages, uint64_t bytes) {
 
 /* Under the lock, at open: counters and ledger must agree.  A kill may have come between the two. */
 static void reconcile_ledger(cps_log *log, const cps_produced *produced) {
-    const cps_settled *s = &log->settled;
+    cps_settled *s = &log->settled;
     cps_ledger *ledger = &log->ledger;
     uint64_t messages, bytes, now = log->io->wall_ms(log->io->context);
     cps_ledger_sum(ledger, CPS_REASON_REFUSED, &messages, &bytes);
-    if (s->dropped_messages > messages)
+    if (messages > s->dropped_messages) { /* damage is entered first, and known by that when it is read again */
+        s->dropped_messages = messages;
+        s->dropped_bytes = bytes;
+    } else if (messages < s->dropped_messages) { /* all else is counted first */
         cps_ledger_add(ledger, 0, produced->published, s->dropped_messages - messages, rest(s->dropped_bytes, bytes),
                        CPS_REASON_QUOTA, now);
+    }
     cps_ledger_sum(ledger, CPS_REASON_REFUSED, &messages, &bytes);
-    cps_ledger_correct(ledger, CPS_REASON_DAMAGED, CPS_REASON_UNREADABLE, s->dropped_messages - messages,
-                       s->dropped_bytes - bytes);
+    cps_ledger_correct(ledger, CPS_REASON_DAMAGED, CPS_REASON_UNREADABLE, 0, s->dropped_bytes - bytes);
     messages = ledger->totals[CPS_REASON_REFUSED].messages;
     bytes = ledger->totals[CPS_REASON_REFUSED].bytes;
     if (produced->refused > messages)
@@ -523,9 +527,8 @@ static void believe_counters(cps_log *log, uint64_t messages, uint64_t bytes, ui
         cps_segment_toll_left(&s->toll, &left, &left_bytes);
         uint64_t others = *pending - left, others_bytes = *pending_bytes - left_bytes;
         uint64_t fits = rest(messages, others), fits_bytes = rest(bytes, others_bytes);
-        uint64_t most = s->sealed ? s->toll.messages : behind / least;
-        uint64_t most_bytes = s->sealed ? s->toll.message_bytes : behind;
-        if (!is_whole) most = left, most_bytes = left_bytes;
+        uint64_t most = s->sealed ? s->toll.messages : is_whole ? behind / least : left;
+        uint64_t most_bytes = s->sealed ? s->toll.message_bytes : is_whole ? behind : left_bytes;
         fits = smaller(fits, most);
         fits_bytes = smaller(fits_bytes, most_bytes);
         if (fits == left && fits_bytes == left_bytes) continue;

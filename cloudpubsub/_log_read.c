@@ -50,7 +50,12 @@ static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, ui
     log->settled.dropped_bytes += bytes;
     log->estimated_messages += is_exact ? 0 : messages;
     log->estimated_bytes += is_exact ? 0 : bytes;
-    if (messages > 0) cps_log_lose(log, position, end, messages, bytes, reason);
+    if (messages > 0) {
+        cps_log_lose(log, position, end, messages, bytes, reason);
+        /* Before the counters: after a kill in between, what the ledger has is not counted when it is read again. */
+        cps_shared_commit_ledger(log->home.shared, &log->ledger);
+        CPS_CRASH_POINT("damage-entered");
+    }
     cps_log_commit(log);
     if (reason == CPS_REASON_UNREADABLE) {
         segment->kept_aside = true; /* when it goes */

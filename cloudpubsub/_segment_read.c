@@ -172,23 +172,25 @@ static CPS_MUST_CHECK enum cps_status count_part(cps_segment *segment, uint64_t 
                                                  uint64_t *messages, uint64_t *bytes, cps_scratch *scratch, int *error) {
     for (uint64_t at = from; at < end;) {
         cps_span span;
-        enum cps_status status = cps_segment_span(segment, at, end, READ_AHEAD_BYTES, scratch, &span, error);
+        enum cps_status status =
+            cps_segment_span(segment, at, segment->end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status == CPS_OK && span.size == 0 && span.lost_end > end) /* as the reader that stopped there saw it */
+            status = cps_segment_span(segment, at, end, READ_AHEAD_BYTES, scratch, &span, error);
         if (status != CPS_OK) return status;
         if (span.size == 0) {
             toll->estimate += span.lost_messages;
             toll->damaged_bytes += span.lost_end - at;
             at = span.lost_end;
-            continue;
         }
-        for (size_t offset = 0; offset < span.size;) {
+        for (size_t offset = 0; offset < span.size && at < end;) {
             cps_record record;
-            CPS_ASSERT(cps_record_load(span.bytes + offset, span.size - offset, at + offset, &record) == CPS_OK);
+            CPS_ASSERT(cps_record_load(span.bytes + offset, span.size - offset, at, &record) == CPS_OK);
             uint64_t span_bytes = cps_record_span(record.length_bytes);
             *messages += !record.is_pad;
             *bytes += record.is_pad ? 0 : span_bytes;
             offset += (size_t)span_bytes;
+            at += span_bytes;
         }
-        at += span.size;
     }
     return CPS_OK;
 }

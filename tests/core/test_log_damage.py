@@ -257,6 +257,28 @@ def test_damage_that_was_counted_is_not_counted_again_when_a_crash_took_the_ring
     spool.drain(set(spool.positions[10:20]))
 
 
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("point", ["damage-entered", "commit-begin", "commit-settled", "commit-ledger"])
+def test_damage_is_counted_once_though_a_kill_comes_while_it_is_counted(point: str, nth: int) -> None:
+    spool = spool_of(50, 5, durability="process")
+    for first in (10, 20, 30):
+        spool.zero(file_of(spool, 0), spool.positions[first], spool.positions[first + 3])
+    spool.open()
+    name = spool.disk.ffi.new("char[]", point.encode())
+    spool.disk.lib.crash_watch(spool.disk.c, name, nth)
+    while not isinstance(spool.log.read(100), int) and not spool.disk.lib.crash_happened():
+        pass
+    spool.disk.lib.crash_stop()
+    assert spool.disk.lib.crash_happened()
+    spool.log.close()
+    spool.disk.lib.sim_restart(spool.disk.c, False, 0)
+    log = Log(spool.disk, **spool.chosen)
+    spool.told = log.stats().settled.dropped_messages  # some were told, and perhaps nobody heard
+    log.close()
+    spool.open()
+    spool.drain({spool.positions[first + i] for first in (10, 20, 30) for i in range(3)})
+
+
 def test_a_loss_that_had_no_place_is_not_taken_for_damage_of_the_file_at_the_head() -> None:
     spool = spool_of(50, 20)
     name = file_of(spool, 0)
