@@ -48,7 +48,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
     const cps_log_config *config = &log->config;
     uint64_t messages_max = config->spool_messages_max;
     for (;;) {
-        uint64_t taken = log->store.file_bytes + log->retired_bytes + log->quarantine.bytes;
+        uint64_t taken = log->store.file_bytes + log->retired_bytes + cps_quarantine_bytes(&log->quarantine);
         bool crowded = messages_max != 0 && log->store.messages >= messages_max;
         bool large = file_bytes != 0 && taken + file_bytes > config->spool_bytes_max;
         if (!crowded && !large) return true;
@@ -57,7 +57,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
         if (shrunk == CPS_OK) continue;
         if (shrunk == CPS_IO) return false; /* how long to wait after that is known already */
         /* Files that are waiting to be removed are no reason to drop others. */
-        bool may_drop = crowded || log->store.file_bytes + log->quarantine.bytes + file_bytes > config->spool_bytes_max;
+        bool may_drop = crowded || log->store.file_bytes + cps_quarantine_bytes(&log->quarantine) + file_bytes > config->spool_bytes_max;
         enum cps_status dropped = may_drop ? drop_one(log) : CPS_EMPTY;
         if (dropped == CPS_OK) continue;
         if (dropped == CPS_IO) return false;

@@ -47,7 +47,7 @@ struct cps_log {
     uint64_t sent;       /* also covers what the reader holds right now */
 
     cps_store store;
-    cps_quarantine quarantine; /* its counters; files are moved there with the lock let go, by one thread at a time */
+    cps_quarantine quarantine; /* without the lock: the reader copies, the flusher moves files */
     cps_segment *active;  /* flusher's; NULL: the next batch starts a new one */
     cps_segment *retired; /* out of the store, to be removed when nobody reads them */
     uint64_t retired_bytes; /* of their files, which still count against the quota */

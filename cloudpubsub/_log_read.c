@@ -54,7 +54,6 @@ static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, ui
         cps_log_lose(log, position, end, messages, bytes, reason);
         /* Before the counters: after a kill in between, what the ledger has is not counted when it is read again. */
         cps_shared_commit_ledger(log->home.shared, &log->ledger);
-        CPS_CRASH_POINT("damage-entered");
     }
     cps_log_commit(log);
     if (reason == CPS_REASON_UNREADABLE) {

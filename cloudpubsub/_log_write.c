@@ -475,7 +475,7 @@ void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
     out->syncs = log->syncs;
     out->damaged_ranges = log->damaged_ranges;
     out->damaged_bytes = log->damaged_bytes;
-    out->quarantine_bytes = log->quarantine.bytes;
+    out->quarantine_bytes = cps_quarantine_bytes(&log->quarantine);
     out->uncertain_first = log->ledger.uncertain_first;
     out->uncertain_end = log->ledger.uncertain_end;
     out->storage = log->storage;

@@ -258,7 +258,7 @@ def test_damage_that_was_counted_is_not_counted_again_when_a_crash_took_the_ring
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("point", ["damage-entered", "commit-begin", "commit-settled", "commit-ledger"])
+@pytest.mark.parametrize("point", ["commit-begin", "commit-settled", "commit-ledger"])
 def test_damage_is_counted_once_though_a_kill_comes_while_it_is_counted(point: str, nth: int) -> None:
     spool = spool_of(50, 5, durability="process")
     for first in (10, 20, 30):
