@@ -151,17 +151,20 @@ bool cps_store_identify(const cps_io *io, const char *directory, uint8_t spool_i
     int ignored; /* a folder that cannot be listed is reported by cps_store_recover */
     bool known = false;
     size_t lead = 0; /* most files decide (the majority vote of Boyer and Moore): a stray one may lie among them */
+    uint8_t id[16];
+    uint32_t found;
     if (list_names(io, directory, &list, &ignored) == CPS_OK) {
         for (size_t i = 0; i < list.count; i++) {
-            uint8_t id[16];
-            uint32_t found;
             if (!cps_segment_identify(io, directory, list.name[i], id, &found)) continue;
             if (lead == 0) memcpy(spool_id, id, sizeof id);
             if (memcmp(spool_id, id, sizeof id) == 0) lead++;
             else lead--;
-            if (!known || found > *epoch) *epoch = found;
             known = true;
         }
+        for (size_t i = 0; known && i < list.count; i++) /* what a stray one says of epochs means nothing here */
+            if (cps_segment_identify(io, directory, list.name[i], id, &found) && memcmp(spool_id, id, sizeof id) == 0 &&
+                found > *epoch && found < CPS_LAST_EPOCH_MAX)
+                *epoch = found;
     }
     free(list.name);
     return known;

@@ -291,6 +291,52 @@ def test_a_loss_that_had_no_place_is_not_taken_for_damage_of_the_file_at_the_hea
     spool.drain(set(spool.positions[25:40] + spool.positions[45:]))
 
 
+# ---- files that are whole and say what no spool writes
+
+
+def edit_meta(spool: Spool, offset: int, value: bytes) -> None:
+    data = spool.disk.view("/spool/meta")
+    for slot in (0, 4096):
+        data[slot + offset : slot + offset + len(value)] = value
+        covered = spool.disk.ffi.from_buffer("uint8_t[]", bytes(data[slot : slot + 4092]))
+        crc = spool.log.lib.cps_crc32c(0, covered, 4092)
+        data[slot + 4092 : slot + 4096] = struct.pack("<I", crc)
+
+
+@pytest.mark.parametrize("epoch", [0xFEFFFFFE, 0xFEFFFFFF, 0xFF000000, 0xFFFFFFFE])
+def test_an_epoch_that_no_spool_reaches_does_not_hide_what_is_published_next(epoch: int) -> None:
+    spool = spool_of(5)
+    edit_meta(spool, 12, struct.pack("<I", epoch))
+    for _ in range(3):
+        log = Log(spool.disk, **spool.chosen)
+        log.ok(log.status)
+        spool.positions.append(log.append(b"one more"))
+        log.close()
+    log = Log(spool.disk, **spool.chosen)
+    assert [record.position for record in log.drain()] == spool.positions
+    log.check()
+    log.close()
+    spool.disk.close()
+
+
+def test_the_epoch_of_a_stray_file_means_nothing_to_a_spool_that_lost_its_meta_file() -> None:
+    spool, stray = spool_of(150), spool_of(5)
+    name = f"/spool/log/{1 << 50:016x}-feffffff-00000000.seg"
+    spool.disk.put(name, stray.disk.content(stray.disk.names()[0]))
+    stray.disk.close()
+    spool.disk.lib.sim_erase(spool.disk.c, b"/spool/meta")
+    for _ in range(2):
+        log = Log(spool.disk, **spool.chosen)
+        log.ok(log.status)
+        spool.positions.append(log.append(b"one more"))
+        log.close()
+    log = Log(spool.disk, **spool.chosen)
+    assert [record.position for record in log.drain()] == spool.positions
+    log.check()
+    log.close()
+    spool.disk.close()
+
+
 # ---- and all at once
 
 
