@@ -363,7 +363,8 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     cps_home_announce(&log->home, current, meta->generation);
     log->reserved_end = next_block(produced.published) + CPS_POSITION_BLOCK;
     meta->epoch = log->epoch;
-    meta->next_position = log->reserved_end;
+    meta->next_position = log->reserved_end < CPS_NEXT_POSITION_MAX ? log->reserved_end
+                                                                    : CPS_NEXT_POSITION_MAX - CPS_RECORD_ALIGN;
     meta->clean = false;
     meta->produced = produced;
     meta->settled = log->settled;
@@ -384,6 +385,12 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     CPS_CRASH_POINT("opening-segments-named");
     if (status == CPS_OK) cps_home_commit(&log->home, meta->generation);
     return status;
+}
+
+void cps_log_reserved(cps_log *log, uint64_t end) {
+    log->reserved_end = end;
+    cps_ring_bound(log->ring, end < CPS_POSITION_MAX ? end : CPS_POSITION_MAX); /* behind that no reader takes a record */
+    if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
 }
 
 static void release(cps_log *log, bool remove_home) {
@@ -598,6 +605,7 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     status = cps_ring_open(log->home.ring, log->home.ring_bytes, log->home.shared, log->epoch, cps_log_low(log),
                            &log->ring);
     if (status != CPS_OK) return status;
+    if (log->has_store) cps_log_reserved(log, log->reserved_end);
     log->sent = log->settled.head;
     log->storage = log->has_store ? CPS_STORAGE_OK : CPS_STORAGE_NONE;
     log->checkpoint_head = log->settled.head;

@@ -73,7 +73,7 @@ struct cps_log {
     bool checkpoint_timed; /* the flusher will look at the cursor by itself */
     uint64_t checkpoint_head;
     cps_meta meta; /* the flusher's own while it runs */
-    uint64_t reserved_end; /* positions below it may be issued */
+    uint64_t reserved_end; /* positions below it are reserved in the meta file, and may be issued */
     uint64_t reserve_due_ms; /* when reserving may be tried again */
 
     bool shut;    /* no new records */
@@ -136,6 +136,7 @@ void cps_log_discard(cps_log *log, cps_segment *segment); /* the same for one th
 void cps_log_leave_segment(cps_log *log); /* the reader's; lets the lock go */
 bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal` will never be synced */
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */
+void cps_log_reserved(cps_log *log, uint64_t end); /* positions below it may be issued, now that the meta file says so */
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
 
 void *cps_flusher_run(void *log);

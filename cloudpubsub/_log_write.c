@@ -239,6 +239,11 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
         log->storage = CPS_STORAGE_FAILED;
         log->storage_error = ETIMEDOUT;
     }
+    bool may_issue = cps_ring_may_issue(log->ring, span);
+    if (!may_issue) { /* the next positions could not be reserved */
+        healthy = false;
+        if (log->has_store) log->storage = CPS_STORAGE_FAILED;
+    }
     if (!healthy || now >= patience->healthy_until_ms) {
         switch (log->config.on_full) {
         case CPS_ON_FULL_RAISE: return CPS_FULL;
@@ -248,6 +253,7 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
             until = patience->block_until_ms;
             break;
         case CPS_ON_FULL_DROP_OLDEST:
+            if (!may_issue) return CPS_DROPPED; /* no other makes place for it */
             if (drop_from_ring(log, span)) return CPS_OK;
             if (log->stalled || now >= patience->healthy_until_ms) return CPS_DROPPED; /* nothing may go that is older */
             break;
@@ -319,7 +325,8 @@ enum cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience 
     do {
         enum cps_status verdict = CPS_OK;
         (void)pthread_mutex_lock(&log->lock);
-        while (verdict == CPS_OK && !log->shut && !cps_ring_has_room(log->ring, span))
+        while (verdict == CPS_OK && !log->shut &&
+               !(cps_ring_has_room(log->ring, span) && cps_ring_may_issue(log->ring, span)))
             verdict = make_room(log, span, patience, slice_until);
         (void)pthread_mutex_unlock(&log->lock);
         if (verdict == CPS_DROPPED) return refuse(log, message, position);
