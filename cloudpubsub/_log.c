@@ -268,13 +268,16 @@ static CPS_MUST_CHECK enum cps_status forget_unsaid(cps_log *log, cps_opened *op
             cps_store_add(&log->store, last);
             break;
         }
-        if (last->base >= from) {
-            last->end = last->base;
-            cps_segment_cut(last);
-            cps_log_discard(log, last);
-        } else {
+        if (status != CPS_OK) {
             cps_segment_close(last);
+            break;
         }
+        /* Nothing that stands before it can be read: what is kept aside ends there all the same. */
+        last->kept_aside = last->base < from;
+        last->end = last->kept_aside ? from : last->base;
+        cps_segment_cut(last);
+        last->end = last->base;
+        cps_log_discard(log, last);
     }
     return status;
 }

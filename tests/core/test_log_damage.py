@@ -291,6 +291,28 @@ def test_a_loss_that_had_no_place_is_not_taken_for_damage_of_the_file_at_the_hea
     spool.drain(set(spool.positions[25:40] + spool.positions[45:]))
 
 
+def test_a_file_whose_beginning_is_lost_does_not_bring_back_what_the_ring_has_too() -> None:
+    spool = Spool(durability="process", segment_bytes=8192)
+    spool.open()
+    spool.append(*[31] * 20)
+    lib = spool.disk.lib
+    assert lib.cps_log_wait_synced(spool.log.c, spool.positions[-1], 10_000) == lib.CPS_OK
+    (name,) = spool.disk.names()
+    spool.append(*[31] * 10)
+    lib.crash_watch(spool.disk.c, spool.disk.ffi.new("char[]", b"spill-appended"), 1)
+    lib.cps_log_wait_synced(spool.log.c, spool.positions[-1], 100)  # written, and killed before that is said
+    lib.crash_stop()
+    assert lib.crash_happened()
+    spool.log.close()
+    lib.sim_restart(spool.disk.c, False, 0)
+    spool.zero(name, 0, spool.positions[20])
+    spool.open()
+    assert spool.log.opened.ring_messages == 10
+    spool.log.until(lambda: name not in spool.disk.names())
+    assert len(spool.disk.names("/spool/quarantine/")) == 1
+    spool.drain(set(spool.positions[:20]))
+
+
 # ---- files that are whole and say what no spool writes
 
 
