@@ -173,6 +173,11 @@ void cps_segment_take_toll(cps_segment *segment, uint64_t position, uint64_t end
 /* Forget what a loaded segment holds from `end` on; another file has it.  May leave it empty. */
 CPS_MUST_CHECK enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch *scratch, int *error);
 
+/* Write into a loaded segment what is damaged there and whole in `other`, which holds the same records.  Best effort: what
+ * cannot be written stays damaged.  CPS_OK; CPS_IO; CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_segment_mend(cps_segment *segment, cps_segment *other, cps_scratch *scratch,
+                                                int *error);
+
 /* Try to end the file where the segment ends: a later open would take what stands behind, and was given up, for records. */
 void cps_segment_cut(cps_segment *segment);
 

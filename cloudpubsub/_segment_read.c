@@ -417,6 +417,53 @@ enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch
     return status;
 }
 
+/* [at, end) of `segment` is damaged: what `other` has of it goes there. */
+static CPS_MUST_CHECK enum cps_status mend_range(cps_segment *segment, cps_segment *other, uint64_t at, uint64_t end,
+                                                 int handle, cps_scratch *scratch, int *error) {
+    const cps_io *io = segment->io;
+    while (at < end) {
+        cps_span span;
+        uint64_t messages, bytes;
+        enum cps_status status = cps_segment_span(other, at, end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status == CPS_OK && span.size > 0) {
+            uint8_t *records = scratch->bytes; /* which the span lies in; a pad's CRC tells of the segment */
+            cps_segment_prepare(segment, records, span.size, at, &messages, &bytes);
+            status = io->write(io->context, handle, records, span.size, CPS_SEGMENT_HEADER_BYTES + at - segment->base,
+                               error);
+        }
+        if (status != CPS_OK) return status;
+        at = span.size > 0 ? at + span.size : span.lost_end;
+    }
+    return CPS_OK;
+}
+
+enum cps_status cps_segment_mend(cps_segment *segment, cps_segment *other, cps_scratch *scratch, int *error) {
+    const cps_io *io = segment->io;
+    uint64_t at = segment->base, end = other->end < segment->end ? other->end : segment->end;
+    int handle = -1;
+    enum cps_status status = CPS_OK;
+    while (status == CPS_OK && at < end) {
+        cps_span span;
+        status = cps_segment_span(segment, at, end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status != CPS_OK) break;
+        uint64_t from = at > other->base ? at : other->base;
+        at = span.size > 0 ? at + span.size : span.lost_end;
+        if (span.size > 0 || from >= at) continue;
+        if (handle < 0) status = io->open(io->context, segment->path, CPS_IO_READ_WRITE, &handle, error);
+        if (status != CPS_OK) handle = -1;
+        if (status == CPS_OK) status = mend_range(segment, other, from, at, handle, scratch, error);
+    }
+    if (handle >= 0) {
+        int ignored; /* the other file goes now; a sync that fails leaves no more damage than there was */
+        (void)!io->sync(io->context, handle, &ignored);
+        io->close(io->context, handle);
+        if (!segment->sealed) status = cps_segment_trim(segment, segment->end, scratch, error);
+    }
+    cps_segment_rest(segment);
+    cps_segment_rest(other);
+    return status;
+}
+
 bool cps_segment_identify(const cps_io *io, const char *directory, const char *name, uint8_t spool_id[16],
                           uint32_t *epoch) {
     cps_segment *segment;

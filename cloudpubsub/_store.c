@@ -44,14 +44,22 @@ static bool is_later(const cps_segment *a, const cps_segment *b) {
 
 /* The segment that was loaded last reaches into `next`.  Positions are never issued twice, so both hold the same records
  * there: one is a second try after a failed write or sync, or a copy made by hand.  What was written later counts: what
- * the failed file holds behind the last good sync was never promised, and may be half there.  False in `*keep`: `next`
- * brings nothing new. */
-static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, const cps_segment *next, cps_scratch *scratch,
+ * the failed file holds behind the last good sync was never promised, and may be half there; but a record that is whole
+ * there, and damaged in the later file, is the record.  False in `*keep`: `next` brings nothing new. */
+static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, cps_segment *next, cps_scratch *scratch,
                                                cps_quarantine *quarantine, bool *keep, int *error) {
     cps_segment *last = store->last;
-    enum cps_status status = CPS_OK;
+    enum cps_status status;
     *keep = is_later(next, last) || (next->end > last->end && !is_later(last, next));
-    if (!*keep) return CPS_OK;
+    if (!*keep) {
+        cps_store_take(store, last); /* its counts may change */
+        status = cps_segment_mend(last, next, scratch, error);
+        cps_store_add(store, last);
+        return status == CPS_NO_MEMORY ? status : CPS_OK;
+    }
+    status = cps_segment_mend(next, last, scratch, error);
+    if (status == CPS_NO_MEMORY) return status;
+    status = CPS_OK;
     cps_store_take(store, last);
     if (next->base > last->base) status = cps_segment_trim(last, next->base, scratch, error);
     if (status == CPS_OK && next->base > last->base && last->end > last->base) cps_store_add(store, last);

@@ -313,6 +313,35 @@ def test_a_file_whose_beginning_is_lost_does_not_bring_back_what_the_ring_has_to
     spool.drain(set(spool.positions[:20]))
 
 
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("has_pads", [True, False])
+def test_of_two_files_with_the_same_positions_what_is_whole_in_either_counts(is_sealed: bool, has_pads: bool) -> None:
+    spool = spool_of(30, ring_bytes=1024 if has_pads else 4096)
+    (name,) = spool.disk.names()
+    data = bytearray(spool.disk.content(name))
+    later = name.replace("-00000000.seg", "-00000063.seg")
+    spool.disk.put(later, bytes(data if is_sealed else data[:-FOOTER]))
+    spool.zero(name, spool.positions[3], spool.positions[10])
+    spool.zero(later, spool.positions[8], spool.positions[20])
+    spool.open()
+    assert len(spool.disk.names()) == 1 and len(spool.disk.names("/spool/quarantine/")) == 1
+    spool.drain(set(spool.positions[8:10]))
+
+
+def test_the_rest_of_a_file_mends_what_was_written_again_from_its_middle_on() -> None:
+    spool = spool_of(30)
+    (name,) = spool.disk.names()
+    data = spool.disk.content(name)
+    middle = spool.positions[15]
+    later = f"/spool/log/{middle:016x}-00000001-00000063.seg"
+    spool.disk.put(later, bytes(HEADER) + data[HEADER + middle : -FOOTER])
+    spool.zero(later, spool.positions[17], spool.positions[20])
+    spool.zero(name, spool.positions[19], spool.positions[25])
+    spool.open()
+    assert len(spool.disk.names()) == 2
+    spool.drain(set(spool.positions[19:20]))
+
+
 # ---- files that are whole and say what no spool writes
 
 
