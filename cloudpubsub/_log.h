@@ -65,7 +65,8 @@ typedef struct cps_log_config { /* strings are borrowed for the call of open onl
     uint64_t sync_interval_ms;
     uint64_t sync_bytes; /* power mode: a group commit at the latest when so many wait for it; 0: no limit */
     uint64_t seal_after_ms; /* how long a full segment may stay unsynced outside power mode */
-    void (*notify)(void *user); /* data was published while the reader was armed, or a loss waits; may be NULL */
+    /* Data was published while the reader was armed, a loss waits, or the storage is another way; may be NULL. */
+    void (*notify)(void *user);
     void *notify_user;
 } cps_log_config;
 
@@ -196,6 +197,9 @@ CPS_MUST_CHECK enum cps_status cps_log_outcome(cps_log *log, uint64_t position, 
 
 /* Losses since the last call, merged where they had to be; returns how many were written, at most `room`. */
 size_t cps_log_take_losses(cps_log *log, cps_loss *out, size_t room);
+
+/* `*error` is the errno of its last failure. */
+enum cps_storage cps_log_storage(cps_log *log, int *error);
 
 void cps_log_stats_now(cps_log *log, cps_log_stats *out);
 

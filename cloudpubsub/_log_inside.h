@@ -148,6 +148,7 @@ static inline uint64_t cps_log_now(const cps_log *log) { return log->io->monoton
 
 static inline bool cps_log_is_power(const cps_log *log) { return log->config.durability == CPS_DURABILITY_POWER; }
 
+void cps_storage_is(cps_log *log, enum cps_storage storage); /* from any thread; a change is told */
 void cps_storage_failed(cps_log *log, int error); /* it is tried again, later and later */
 void cps_storage_full(cps_log *log);              /* until a segment goes */
 void cps_storage_works(cps_log *log);

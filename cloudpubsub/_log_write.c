@@ -130,7 +130,6 @@ void cps_log_discard(cps_log *log, cps_segment *segment) {
     (void)pthread_cond_signal(&log->work);
 }
 
-
 static void merge(cps_loss *into, const cps_loss *loss) {
     if (loss->first < into->first) into->first = loss->first;
     if (loss->end > into->end) into->end = loss->end;
@@ -236,13 +235,13 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
     if (healthy && now >= until) { /* it hangs, and is not waited for again */
         healthy = false;
         log->stalled = true;
-        log->storage = CPS_STORAGE_FAILED;
         log->storage_error = ETIMEDOUT;
+        cps_storage_is(log, CPS_STORAGE_FAILED);
     }
     bool may_issue = cps_ring_may_issue(log->ring, span);
     if (!may_issue) { /* the next positions could not be reserved */
         healthy = false;
-        if (log->has_store) log->storage = CPS_STORAGE_FAILED;
+        if (log->has_store) cps_storage_is(log, CPS_STORAGE_FAILED);
     }
     if (!healthy || now >= patience->healthy_until_ms) {
         switch (log->config.on_full) {

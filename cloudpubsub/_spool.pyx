@@ -439,6 +439,13 @@ cdef class Log:
         return [(losses[i].first, losses[i].end, losses[i].messages, losses[i].bytes,
                  cps_reason_name(losses[i].reason).decode()) for i in range(n)]
 
+    def storage(self):
+        """How the storage is, as in `stats`, and the errno of its last failure."""
+        cdef int error
+        self.check()
+        storage = cps_log_storage(self.log, &error)
+        return _STORAGE[storage], error
+
     def link(self, bint up):
         """Tell whether there is a link; without one for `spill_after`, the ring is written to the disk."""
         self.check()
