@@ -1,5 +1,5 @@
-/* Inside of the log, shared by _log.c (life), _log_write.c (producers), _log_read.c (reader, waiters), _flusher.c and
- * _log_files.c (the thread that writes to the disk) only. */
+/* Inside of the log, shared by _log.c (life), _log_account.c (what is found at open), _log_write.c (producers, waiters),
+ * _log_read.c (reader), _flusher.c and _log_files.c (the thread that writes to the disk) only. */
 #ifndef CPS_LOG_INSIDE_H
 #define CPS_LOG_INSIDE_H
 
@@ -138,6 +138,22 @@ bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal`
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */
 void cps_log_reserved(cps_log *log, uint64_t end); /* positions below it may be issued, now that the meta file says so */
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
+
+/* What is counted at open, in _log_account.c. */
+
+/* Before the counters are there: what is settled of each segment, and what was lost there and counted before.  CPS_OK;
+ * CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_log_count(cps_log *log, int *error);
+
+/* The counters of this open: those that lie beside the ring, if it was `adopted`, else those of the last checkpoint, made to
+ * agree with what is there. */
+void cps_log_start_counters(cps_log *log, bool adopted);
+
+/* With the lock held: what counters, ledger and files say must agree. */
+void cps_log_reconcile(cps_log *log);
+
+/* With the lock held: messages of the ring from `from` on, and their bytes. */
+uint64_t cps_log_count_ring(cps_log *log, uint64_t from, uint64_t *bytes);
 
 void *cps_flusher_run(void *log);
 void cps_log_end(cps_log *log); /* for the flusher of a log that was left to it, as its last act; without the lock */

@@ -488,15 +488,3 @@ void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
     out->storage_error = log->storage_error;
     (void)pthread_mutex_unlock(&log->lock);
 }
-
-const char *cps_reason_name(enum cps_reason reason) {
-    switch (reason) {
-    case CPS_REASON_QUOTA: return "spool limit reached, oldest dropped";
-    case CPS_REASON_RING_FULL: return "memory full and no storage, oldest dropped";
-    case CPS_REASON_REFUSED: return "full, newest dropped";
-    case CPS_REASON_DAMAGED: return "damaged on disk";
-    case CPS_REASON_UNREADABLE: return "unreadable on disk";
-    case CPS_REASONS: break;
-    }
-    return "unknown";
-}
