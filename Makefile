@@ -153,7 +153,8 @@ build/fuzz/%.o: tests/fuzz/%.c $(FUZZ_HEADERS)
 sanitize: $(VENV)/.test
 	env $$($(BIN)/python -m tests.core.build address,undefined) $(BIN)/python -m pytest -q tests/core \
 	    -k "not kill_points and not log_threads and not log_model"
-	env $$($(BIN)/python -m tests.core.build thread) $(BIN)/python -m pytest -q tests/core/test_log_threads.py tests/core/test_ring.py
+	env $$($(BIN)/python -m tests.core.build thread) $(BIN)/python -m pytest -q tests/core/test_log_threads.py \
+	    tests/core/test_log_close.py tests/core/test_ring.py
 
 KILL_ROUNDS ?= 20
 killtest: $(VENV)/.test mosquitto

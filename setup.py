@@ -16,6 +16,7 @@ CORE = (
     "cloudpubsub/_segment_read.c",
     "cloudpubsub/_store.c",
     "cloudpubsub/_log.c",
+    "cloudpubsub/_log_account.c",
     "cloudpubsub/_log_read.c",
     "cloudpubsub/_log_write.c",
     "cloudpubsub/_flusher.c",

@@ -216,6 +216,7 @@ cdef extern from "_log.h" nogil:
     uint64_t cps_log_published(const cps_log *log) noexcept
     cps_status cps_log_outcome(cps_log *log, uint64_t position, cps_reason *reason) noexcept
     size_t cps_log_take_losses(cps_log *log, cps_loss *out, size_t room) noexcept
+    cps_storage cps_log_storage(cps_log *log, int *error) noexcept
     void cps_log_stats_now(cps_log *log, cps_log_stats *out) noexcept
     const char *cps_reason_name(cps_reason reason) noexcept
 

@@ -48,7 +48,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
     const cps_log_config *config = &log->config;
     uint64_t messages_max = config->spool_messages_max;
     for (;;) {
-        uint64_t taken = log->store.file_bytes + log->retired_bytes + log->quarantine.bytes;
+        uint64_t taken = log->store.file_bytes + log->retired_bytes + cps_quarantine_bytes(&log->quarantine);
         bool crowded = messages_max != 0 && log->store.messages >= messages_max;
         bool large = file_bytes != 0 && taken + file_bytes > config->spool_bytes_max;
         if (!crowded && !large) return true;
@@ -57,7 +57,7 @@ static bool keep_limits(cps_log *log, uint64_t file_bytes) {
         if (shrunk == CPS_OK) continue;
         if (shrunk == CPS_IO) return false; /* how long to wait after that is known already */
         /* Files that are waiting to be removed are no reason to drop others. */
-        bool may_drop = crowded || log->store.file_bytes + log->quarantine.bytes + file_bytes > config->spool_bytes_max;
+        bool may_drop = crowded || log->store.file_bytes + cps_quarantine_bytes(&log->quarantine) + file_bytes > config->spool_bytes_max;
         enum cps_status dropped = may_drop ? drop_one(log) : CPS_EMPTY;
         if (dropped == CPS_OK) continue;
         if (dropped == CPS_IO) return false;
@@ -317,15 +317,17 @@ static bool checkpoint_wanted(const cps_log *log) {
     return log->ledger_unsaved || (log->store.first != NULL && log->settled.head != log->checkpoint_head);
 }
 
-static bool reservation_short(const cps_log *log, uint64_t now) {
-    return log->reserved_end - cps_ring_published(log->ring) < CPS_POSITION_BLOCK / 2 && now >= log->reserve_due_ms;
+static bool reservation_short(const cps_log *log) {
+    uint64_t published = cps_ring_published(log->ring), end = log->reserved_end;
+    return end < CPS_POSITION_MAX && (end < published || end - published < CPS_POSITION_BLOCK / 2);
 }
 
+/* Half a block, 2^39 bytes, is left until it must work; then nothing more is taken until it does. */
 static void reserve(cps_log *log, uint64_t now) {
     uint64_t end = log->reserved_end + CPS_POSITION_BLOCK;
     log->meta.next_position = end;
-    if (save_meta(log, true) == CPS_OK) log->reserved_end = end;
-    else log->reserve_due_ms = now + CPS_RETRY_MAX_MS; /* half a block, 2^39 bytes, is left until it must work */
+    if (save_meta(log, true) == CPS_OK) cps_log_reserved(log, end);
+    else log->reserve_due_ms = now + CPS_RETRY_MAX_MS;
 }
 
 /* What must not wait for the end of a long spill.  Each lets the lock go, so it ends the round: only a look that was not
@@ -335,7 +337,7 @@ static bool keep_house(cps_log *log, uint64_t now) {
     if (cps_log_remove_one(log)) return true;
     bool asked = log->sync_goal > cps_log_confirmed(log) && cps_log_low(log) >= log->sync_goal; /* it is all in files */
     if (checkpoint_wanted(log) && now >= log->checkpoint_due_ms) checkpoint(log, now);
-    else if (reservation_short(log, now)) reserve(log, now);
+    else if (reservation_short(log) && now >= log->reserve_due_ms) reserve(log, now);
     else if ((overdue = cps_log_due_for_sync(log, now, asked)) != NULL) (void)cps_log_sync_segment(log, overdue);
     else return false;
     return true;
@@ -402,6 +404,7 @@ static uint64_t next_deadline(cps_log *log, uint64_t now, bool waiting) {
     if (works && log->offline_due_ms != 0 && waiting) deadline = earlier(deadline, log->offline_due_ms);
     if (log->sync_due_ms != 0) deadline = earlier(deadline, log->sync_due_ms);
     if (log->retired != NULL && now < log->remove_due_ms) deadline = earlier(deadline, log->remove_due_ms);
+    if (reservation_short(log)) deadline = earlier(deadline, log->reserve_due_ms);
     log->checkpoint_timed = checkpoint_wanted(log);
     if (log->checkpoint_timed) deadline = earlier(deadline, log->checkpoint_due_ms);
     for (const cps_segment *s = cps_store_unsealed(&log->store); s != NULL; s = s->next)
@@ -445,7 +448,9 @@ void *cps_flusher_run(void *argument) {
     }
     finish(log);
     log->stopped = true;
+    bool left = log->left; /* else whoever closes may free the log as soon as the lock is open */
     (void)pthread_cond_broadcast(&log->settled_moved);
     (void)pthread_mutex_unlock(&log->lock);
+    if (left) cps_log_end(log);
     return NULL;
 }

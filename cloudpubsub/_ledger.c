@@ -48,6 +48,34 @@ void cps_ledger_add(cps_ledger *ledger, uint64_t first, uint64_t end, uint64_t m
     ledger->entries[ledger->used++] = entry;
 }
 
+static uint64_t take_back(uint64_t *amount, uint64_t *total, uint64_t over) {
+    uint64_t back = over < *amount ? over : *amount;
+    if (back > *total) back = *total;
+    *amount -= back;
+    *total -= back;
+    return over - back;
+}
+
+void cps_ledger_correct(cps_ledger *ledger, unsigned reason, unsigned other, uint64_t messages, uint64_t bytes) {
+    CPS_ASSERT(reason < CPS_LEDGER_REASONS && other < CPS_LEDGER_REASONS);
+    uint64_t over = messages > INT64_MAX ? 0 - messages : 0, over_bytes = bytes > INT64_MAX ? 0 - bytes : 0;
+    if (over == 0) ledger->totals[reason].messages += messages;
+    if (over_bytes == 0) ledger->totals[reason].bytes += bytes;
+    bool may_add = over == 0 || over_bytes == 0;
+    for (uint64_t i = ledger->used; i-- > 0 && (may_add || over > 0 || over_bytes > 0);) {
+        cps_ledger_entry *entry = &ledger->entries[i];
+        unsigned is = cps_ledger_reason(entry);
+        if (is != reason && is != other) continue;
+        if (may_add && is == reason) {
+            entry->messages += messages > INT64_MAX ? 0 : messages;
+            entry->bytes += bytes > INT64_MAX ? 0 : bytes;
+            may_add = false;
+        }
+        over = take_back(&entry->messages, &ledger->totals[is].messages, over);
+        over_bytes = take_back(&entry->bytes, &ledger->totals[is].bytes, over_bytes);
+    }
+}
+
 void cps_ledger_doubt(cps_ledger *ledger, uint64_t first, uint64_t end) {
     bool none = ledger->uncertain_end == 0;
     if (none || first < ledger->uncertain_first) ledger->uncertain_first = first;

@@ -42,6 +42,10 @@ static inline unsigned cps_ledger_reason(const cps_ledger_entry *entry) { return
 void cps_ledger_add(cps_ledger *ledger, uint64_t first, uint64_t end, uint64_t messages, uint64_t bytes, unsigned reason,
                     uint64_t wall_ms);
 
+/* What was entered by estimate was not quite so: `messages` and `bytes` more, or less (in two's complement).  Takes back from
+ * the newest entries of the two reasons, and adds to the first. */
+void cps_ledger_correct(cps_ledger *ledger, unsigned reason, unsigned other, uint64_t messages, uint64_t bytes);
+
 /* Volatile state was lost while [first, end) was, or may have been, in use. */
 void cps_ledger_doubt(cps_ledger *ledger, uint64_t first, uint64_t end);
 

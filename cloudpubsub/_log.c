@@ -1,4 +1,5 @@
-/* The log: its life from open to close.  Producers and waiters are in _log_write.c, the reader in _log_read.c. */
+/* The log: its life from open to close.  What it finds at open is counted in _log_account.c; producers and waiters are in
+ * _log_write.c, the reader in _log_read.c. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -140,42 +141,6 @@ static CPS_MUST_CHECK enum cps_status open_store(cps_log *log, cps_opened *opene
                              &opened->error);
 }
 
-/* Messages of the first segment that lie before `head`; when no record starts at `head`, it cannot be right and all of
- * them are sent again. */
-static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
-    cps_segment *segment = cps_store_find(&log->store, log->settled.head);
-    if (segment == NULL || segment->base >= log->settled.head) return CPS_OK;
-    uint64_t at = segment->base, messages = 0, bytes = 0;
-    enum cps_status status = CPS_OK;
-    while (status == CPS_OK && at < log->settled.head) {
-        cps_span span;
-        status = cps_segment_span(segment, at, segment->end, CPS_STAGING_BYTES, &log->scratch, &span, error);
-        if (status != CPS_OK) break;
-        if (span.size == 0) {
-            messages += span.lost_messages;
-            bytes += span.lost_end - at;
-            at = span.lost_end;
-        }
-        for (size_t i = 0; i < span.size && at < log->settled.head;) {
-            cps_record record;
-            CPS_ASSERT(cps_record_load(span.bytes + i, span.size - i, at, &record) == CPS_OK); /* span verified it */
-            uint64_t here = cps_record_span(record.length_bytes);
-            messages += !record.is_pad;
-            bytes += record.is_pad ? 0 : here;
-            i += (size_t)here;
-            at += here;
-        }
-    }
-    cps_segment_rest(segment);
-    if (at == log->settled.head) {
-        segment->settled_messages = messages < segment->messages ? messages : segment->messages;
-        segment->settled_bytes = bytes < segment->message_bytes ? bytes : segment->message_bytes;
-    } else if (status == CPS_OK) {
-        log->settled.head = segment->base;
-    }
-    return status == CPS_IO ? CPS_OK : status; /* an unreadable file is the reader's to report; nothing is lost here */
-}
-
 /* Segments that were dropped and counted, but whose removal nobody saw. */
 static void finish_drops(cps_log *log, cps_opened *opened) {
     for (unsigned i = 0; i < CPS_VICTIMS; i++) {
@@ -187,32 +152,6 @@ static void finish_drops(cps_log *log, cps_opened *opened) {
         }
         opened->recovery.scan.records -= segment->messages;
         cps_log_retire(log, segment);
-    }
-}
-
-/* Damage that was read and counted before the last process ended must not be counted when it is read again. */
-static void recall_damage(cps_log *log) {
-    for (unsigned i = 0; i < log->ledger.used; i++) {
-        const cps_ledger_entry *entry = &log->ledger.entries[i];
-        unsigned reason = cps_ledger_reason(entry);
-        if (reason != CPS_REASON_DAMAGED && reason != CPS_REASON_UNREADABLE) continue;
-        if (entry->first < log->settled.head) continue;
-        cps_segment *segment = cps_store_find(&log->store, entry->first);
-        if (segment == NULL || entry->first < segment->base || entry->end > segment->end) continue;
-        uint64_t left = segment->messages - segment->settled_messages;
-        uint64_t left_bytes = segment->message_bytes - segment->settled_bytes;
-        segment->settled_messages += entry->messages < left ? entry->messages : left;
-        segment->settled_bytes += entry->bytes < left_bytes ? entry->bytes : left_bytes;
-        if (entry->end > segment->lost_below) segment->lost_below = entry->end;
-    }
-}
-
-static void pending_on_disk(const cps_log *log, uint64_t *messages, uint64_t *bytes) {
-    *messages = *bytes = 0;
-    for (const cps_segment *s = log->store.first; s != NULL; s = s->next) {
-        if (s->end <= log->settled.head) continue;
-        *messages += s->messages - s->settled_messages;
-        *bytes += s->message_bytes - s->settled_bytes;
     }
 }
 
@@ -235,13 +174,16 @@ static CPS_MUST_CHECK enum cps_status forget_unsaid(cps_log *log, cps_opened *op
             cps_store_add(&log->store, last);
             break;
         }
-        if (last->base >= from) {
-            last->end = last->base;
-            cps_segment_cut(last);
-            cps_log_discard(log, last);
-        } else {
+        if (status != CPS_OK) {
             cps_segment_close(last);
+            break;
         }
+        /* Nothing that stands before it can be read: what is kept aside ends there all the same. */
+        last->kept_aside = last->base < from;
+        last->end = last->kept_aside ? from : last->base;
+        cps_segment_cut(last);
+        last->end = last->base;
+        cps_log_discard(log, last);
     }
     return status;
 }
@@ -295,30 +237,6 @@ static CPS_MUST_CHECK enum cps_status start_ring(cps_log *log, cps_opened *opene
     return status;
 }
 
-/* After a kill without a ring the counters are those of the last checkpoint; make them agree with what is there. */
-static void balance_counters(cps_log *log, bool adopted) {
-    cps_produced produced;
-    cps_shared_read_produced(log->home.shared, &produced);
-    if (!adopted) {
-        const cps_settled *s = &log->settled;
-        uint64_t start = produced.published;
-        produced = log->meta.produced;
-        produced.published = start;
-        uint64_t ended = s->acked_messages + s->dropped_messages + s->dead_messages + produced.refused;
-        uint64_t ended_bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced.refused_bytes;
-        if (!log->meta.clean || ended > produced.messages || ended_bytes > produced.bytes) {
-            uint64_t messages, bytes;
-            pending_on_disk(log, &messages, &bytes);
-            produced.messages = s->acked_messages + s->dropped_messages + s->dead_messages + produced.refused + messages;
-            produced.bytes = s->acked_bytes + s->dropped_bytes + s->dead_bytes + produced.refused_bytes + bytes;
-        }
-        /* Before the home is announced: from then on the next open may believe it, and it must not say that all is settled. */
-        cps_shared_commit_settled(log->home.shared, s);
-        cps_shared_commit_ledger(log->home.shared, &log->ledger);
-    }
-    cps_shared_commit_produced(log->home.shared, &produced);
-}
-
 /* Durably: this open, its generation, and a block of positions that it may issue. */
 static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *opened) {
     cps_meta *meta = &log->meta;
@@ -330,7 +248,8 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     cps_home_announce(&log->home, current, meta->generation);
     log->reserved_end = next_block(produced.published) + CPS_POSITION_BLOCK;
     meta->epoch = log->epoch;
-    meta->next_position = log->reserved_end;
+    meta->next_position = log->reserved_end < CPS_NEXT_POSITION_MAX ? log->reserved_end
+                                                                    : CPS_NEXT_POSITION_MAX - CPS_RECORD_ALIGN;
     meta->clean = false;
     meta->produced = produced;
     meta->settled = log->settled;
@@ -351,6 +270,12 @@ static CPS_MUST_CHECK enum cps_status save_opening(cps_log *log, cps_opened *ope
     CPS_CRASH_POINT("opening-segments-named");
     if (status == CPS_OK) cps_home_commit(&log->home, meta->generation);
     return status;
+}
+
+void cps_log_reserved(cps_log *log, uint64_t end) {
+    log->reserved_end = end;
+    cps_ring_bound(log->ring, end < CPS_POSITION_MAX ? end : CPS_POSITION_MAX); /* behind that no reader takes a record */
+    if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
 }
 
 static void release(cps_log *log, bool remove_home) {
@@ -393,107 +318,6 @@ static CPS_MUST_CHECK enum cps_status start_flusher(cps_log *log) {
     return log->flusher_runs ? CPS_OK : CPS_NO_MEMORY;
 }
 
-/* Under the lock: messages that have their only home in the ring. */
-static uint64_t count_ring(cps_log *log, uint64_t from, uint64_t *spans) {
-    uint64_t at = from, messages = 0;
-    const uint8_t *bytes;
-    size_t size;
-    *spans = 0;
-    while (cps_ring_view(log->ring, at, &bytes, &size) == CPS_OK) {
-        cps_record record;
-        CPS_ASSERT(cps_record_load(bytes, size, at, &record) == CPS_OK);
-        messages += !record.is_pad;
-        *spans += record.is_pad ? 0 : cps_record_span(record.length_bytes);
-        at += cps_record_span(record.length_bytes);
-    }
-    return messages;
-}
-
-static uint64_t rest(uint64_t whole, uint64_t part) { return whole > part ? whole - part : 0; }
-
-typedef struct hole { /* positions above head that no segment and no ring has */
-    uint64_t first, end;
-} hole;
-
-/* The next hole behind `from`, of those that are small or of those that are as wide as a reserved block, which positions
- * skip when nobody knows where they stood.  False: there is none. */
-static bool next_hole(const cps_log *log, uint64_t from, bool wide, hole *out) {
-    uint64_t low = cps_log_low(log), at = from;
-    const cps_segment *s = log->store.first;
-    while (at < low) {
-        while (s != NULL && s->end <= at) s = s->next;
-        uint64_t end = s != NULL && s->base < low ? s->base : low;
-        if (end > at && (end - at >= CPS_POSITION_BLOCK / 2) == wide) {
-            *out = (hole){at, end};
-            return true;
-        }
-        at = s != NULL && s->base < low ? s->end : low;
-    }
-    return false;
-}
-
-/* Messages that were published and are nowhere: they stood where the holes are, and are reported there, each hole with its
- * share.  What no hole has room for was in a file that is there and claims less than it should. */
-static void lose_holes(cps_log *log, uint64_t messages, uint64_t bytes) {
-    const uint64_t least = CPS_RECORD_HEADER_BYTES + CPS_RECORD_ALIGN; /* a message has a topic */
-    for (int wide = 0; wide < 2 && messages > 0; wide++) {
-        uint64_t room = 0, at;
-        hole one;
-        for (at = log->settled.head; next_hole(log, at, wide != 0, &one); at = one.end) room += one.end - one.first;
-        for (at = log->settled.head; messages > 0 && next_hole(log, at, wide != 0, &one); at = one.end) {
-            uint64_t size = one.end - one.first;
-            double part = (double)size / (double)room;
-            uint64_t count = size == room ? messages : (uint64_t)((double)messages * part + 0.5);
-            if (count == 0) count = 1;
-            if (count > size / least) count = size / least;
-            if (count > messages) count = messages;
-            uint64_t taken = count == messages ? bytes : (uint64_t)((double)bytes * ((double)count / (double)messages));
-            room -= size;
-            messages -= count;
-            bytes -= taken;
-            if (count > 0) cps_log_lose(log, one.first, one.end, count, taken, CPS_REASON_UNREADABLE);
-        }
-    }
-    uint64_t head = log->settled.head;
-    if (messages > 0) cps_log_lose(log, head, head, messages, bytes, CPS_REASON_UNREADABLE);
-}
-
-/* Under the lock, at open: what the counters say and what is there must agree.  A kill may have come between a counter and
- * its entry in the ledger; and whole files may be missing, or be back. */
-static void reconcile(cps_log *log) {
-    cps_produced produced;
-    cps_settled *s = &log->settled;
-    uint64_t messages, bytes, pending, pending_bytes, spans;
-    uint64_t now = log->io->wall_ms(log->io->context);
-    cps_shared_read_produced(log->home.shared, &produced);
-    cps_ledger_sum(&log->ledger, CPS_REASON_REFUSED, &messages, &bytes);
-    if (s->dropped_messages > messages)
-        cps_ledger_add(&log->ledger, 0, produced.published, s->dropped_messages - messages, s->dropped_bytes - bytes,
-                       CPS_REASON_QUOTA, now);
-    messages = log->ledger.totals[CPS_REASON_REFUSED].messages;
-    bytes = log->ledger.totals[CPS_REASON_REFUSED].bytes;
-    if (produced.refused > messages)
-        cps_ledger_add(&log->ledger, CPS_REFUSED_POSITION + messages * CPS_RECORD_ALIGN,
-                       CPS_REFUSED_POSITION + produced.refused * CPS_RECORD_ALIGN, produced.refused - messages,
-                       produced.refused_bytes - bytes, CPS_REASON_REFUSED, now);
-    log->ledger_moved = true;
-    pending_on_disk(log, &pending, &pending_bytes);
-    pending += count_ring(log, cps_log_low(log), &spans);
-    pending_bytes += spans;
-    messages = rest(produced.messages, produced.refused + s->acked_messages + s->dropped_messages + s->dead_messages);
-    bytes = rest(produced.bytes, produced.refused_bytes + s->acked_bytes + s->dropped_bytes + s->dead_bytes);
-    if (messages < pending || bytes < pending_bytes) { /* more than was known: files that were given up are back */
-        cps_ring_correct(log->ring, messages < pending ? pending - messages : 0,
-                         bytes < pending_bytes ? pending_bytes - bytes : 0);
-    }
-    if (messages > pending) {
-        uint64_t lost_bytes = bytes > pending_bytes ? bytes - pending_bytes : 0;
-        s->dropped_messages += messages - pending;
-        s->dropped_bytes += lost_bytes;
-        lose_holes(log, messages - pending, lost_bytes);
-    }
-}
-
 static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened) {
     enum cps_status status = CPS_OK;
     if (log->config.directory != NULL) status = open_store(log, opened);
@@ -509,11 +333,11 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     CPS_CRASH_POINT("open-ring");
     if (status == CPS_OK) finish_drops(log, opened);
     CPS_CRASH_POINT("open-drops");
-    if (status == CPS_OK) status = count_settled(log, &opened->error);
+    if (status == CPS_OK) status = cps_log_count(log, &opened->error);
     if (status != CPS_OK) return status;
     opened->ring_in_file = log->home.in_file;
     CPS_CRASH_POINT("open-counted");
-    balance_counters(log, adopted);
+    cps_log_start_counters(log, adopted);
     CPS_CRASH_POINT("open-balanced");
     if (log->has_store) status = save_opening(log, opened);
     if (status != CPS_OK) return status;
@@ -521,20 +345,20 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     status = cps_ring_open(log->home.ring, log->home.ring_bytes, log->home.shared, log->epoch, cps_log_low(log),
                            &log->ring);
     if (status != CPS_OK) return status;
+    if (log->has_store) cps_log_reserved(log, log->reserved_end);
     log->sent = log->settled.head;
     log->storage = log->has_store ? CPS_STORAGE_OK : CPS_STORAGE_NONE;
     log->checkpoint_head = log->settled.head;
     (void)pthread_mutex_lock(&log->lock);
     CPS_CRASH_POINT("open-reading");
-    recall_damage(log);
-    reconcile(log);
+    cps_log_reconcile(log);
     CPS_CRASH_POINT("open-reconciled");
     cps_log_normalise(log);
     cps_log_commit(log);
     CPS_CRASH_POINT("open-committed");
     (void)pthread_mutex_unlock(&log->lock);
     uint64_t ignored;
-    if (adopted) opened->ring_messages = count_ring(log, cps_log_low(log), &ignored);
+    if (adopted) opened->ring_messages = cps_log_count_ring(log, cps_log_low(log), &ignored);
     return log->has_store ? start_flusher(log) : CPS_OK;
 }
 
@@ -585,27 +409,41 @@ bool cps_log_finish(cps_log *log, uint64_t timeout_ms) {
     return finished;
 }
 
-void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
-    bool finished = cps_log_finish(log, timeout_ms);
+/* A ring whose records or counters are nowhere else stays for the next open. */
+static void end(cps_log *log, uint64_t unsaved) {
+    CPS_CRASH_POINT("close-stopped");
+    release(log, (unsaved == 0 && log->told) || !log->has_store);
+}
+
+void cps_log_end(cps_log *log) {
+    uint64_t ignored;
     (void)pthread_mutex_lock(&log->lock);
-    if (!finished) log->config.notify = NULL; /* whom it would tell is gone when we return */
+    uint64_t unsaved = cps_log_count_ring(log, cps_log_low(log), &ignored);
+    (void)pthread_mutex_unlock(&log->lock);
+    end(log, unsaved);
+}
+
+void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) {
+    (void)cps_log_finish(log, timeout_ms);
+    (void)pthread_mutex_lock(&log->lock);
+    bool finished = !log->flusher_runs || log->stopped; /* it may have come to that just now */
     uint64_t ignored;
     uint64_t from = cps_log_low(log), held = cps_ring_low(log->ring);
     if (held < log->settled.head) held = log->settled.head;
     bool is_power = log->config.durability == CPS_DURABILITY_POWER;
     if (!finished && is_power && held < from) from = held; /* written, and not confirmed */
-    *unsaved = count_ring(log, from, &ignored);
-    (void)pthread_mutex_unlock(&log->lock);
+    *unsaved = cps_log_count_ring(log, from, &ignored);
     if (!finished) {
-        /* The disk hangs.  The flusher still uses everything; it is left as it is, with the lock file held, and the ring's
-         * file, if there is one, keeps what could not be saved for the next open. */
+        /* The disk takes longer, or hangs.  The flusher still uses everything, and is the owner from here on: when it is
+         * through it ends the log.  Nothing may be touched when the lock is open. */
+        log->config.notify = NULL; /* whom it would tell is gone when we return */
+        log->left = true;
         (void)pthread_detach(log->flusher);
-        return;
     }
+    (void)pthread_mutex_unlock(&log->lock);
+    if (!finished) return;
     if (log->flusher_runs) (void)pthread_join(log->flusher, NULL);
-    CPS_CRASH_POINT("close-stopped");
-    /* A ring whose records or counters are nowhere else stays for the next open. */
-    release(log, (*unsaved == 0 && log->told) || !log->has_store);
+    end(log, *unsaved);
 }
 
 void cps_log_check(cps_log *log) {

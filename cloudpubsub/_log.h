@@ -48,7 +48,7 @@ enum cps_reason { /* why records ended without an acknowledgement */
 #define CPS_POSITION_BLOCK 0x10000000000u        /* 2^40: reserved by one durable write */
 
 typedef struct cps_log_config { /* strings are borrowed for the call of open only */
-    const cps_io *io;
+    const cps_io *io;           /* outlives the log, and the flusher of one whose close could not wait for it */
     const char *directory;      /* must exist; NULL: memory only */
     const char *ring_directory; /* on tmpfs; NULL: the ring is plain memory */
     const uint8_t *identity;    /* client id; NULL: take any spool as it is */
@@ -67,7 +67,8 @@ typedef struct cps_log_config { /* strings are borrowed for the call of open onl
     uint64_t sync_interval_ms;
     uint64_t sync_bytes; /* power mode: a group commit at the latest when so many wait for it; 0: no limit */
     uint64_t seal_after_ms; /* how long a full segment may stay unsynced outside power mode */
-    void (*notify)(void *user); /* data was published while the reader was armed, or a loss waits; may be NULL */
+    /* Data was published while the reader was armed, a loss waits, or the storage is another way; may be NULL. */
+    void (*notify)(void *user);
     void *notify_user;
 } cps_log_config;
 
@@ -123,12 +124,14 @@ typedef struct cps_log_stats {
 CPS_MUST_CHECK enum cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened);
 
 /* Refuse new records, wake all waiters, spill and seal what is pending, stop the flusher: at most `timeout_ms`.
- * `*unsaved` is the number of messages that are in no file.  The log is gone afterwards; if the disk hangs, its memory
- * is left to the flusher.  No other call may be in progress (cps_log_shut first). */
+ * `*unsaved` is the number of messages that are in no file yet.  The log is gone afterwards: it may not be used again, and
+ * `notify` is not called again.  Where the time was too short, or the disk hangs, the flusher goes on alone: it saves
+ * what it can, then frees the log and lets go of the spool, which cannot be opened until then; it uses `io` all that time.
+ * No other call may be in progress (cps_log_shut first). */
 void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved);
 
-/* The first part of cps_log_close, for a last look at losses and statistics before the log is gone.  False: the disk
- * hangs; only cps_log_close may be called then. */
+/* The first part of cps_log_close, for a last look at losses and statistics before the log is gone.  False: time was too
+ * short for the disk. */
 bool cps_log_finish(cps_log *log, uint64_t timeout_ms);
 
 /* Refuse new records and end all waits with CPS_CLOSED; the reader goes on. */
@@ -200,6 +203,9 @@ CPS_MUST_CHECK enum cps_status cps_log_outcome(cps_log *log, uint64_t position, 
 
 /* Losses since the last call, merged where they had to be; returns how many were written, at most `room`. */
 size_t cps_log_take_losses(cps_log *log, cps_loss *out, size_t room);
+
+/* `*error` is the errno of its last failure. */
+enum cps_storage cps_log_storage(cps_log *log, int *error);
 
 void cps_log_stats_now(cps_log *log, cps_log_stats *out);
 

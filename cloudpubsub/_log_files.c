@@ -1,7 +1,7 @@
 /* The log's files, but for writing records to them: syncing, sealing, taking back, removing; and how the storage is.
  *
- * All for the flusher, which is the only thread that calls this, with the log's lock held; what reaches for the disk lets it
- * go meanwhile. */
+ * All but the first two are for the flusher, the only thread that calls them, with the log's lock held; what reaches for the
+ * disk lets it go meanwhile. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -10,9 +10,23 @@
 
 /* ---- storage state ---- */
 
+void cps_storage_is(cps_log *log, enum cps_storage storage) {
+    bool changes = log->storage != storage;
+    log->storage = storage;
+    if (changes && log->config.notify != NULL) log->config.notify(log->config.notify_user);
+}
+
+enum cps_storage cps_log_storage(cps_log *log, int *error) {
+    (void)pthread_mutex_lock(&log->lock);
+    enum cps_storage storage = log->storage;
+    *error = log->storage_error;
+    (void)pthread_mutex_unlock(&log->lock);
+    return storage;
+}
+
 void cps_storage_failed(cps_log *log, int error) {
-    log->storage = CPS_STORAGE_FAILED;
     log->storage_error = error;
+    cps_storage_is(log, CPS_STORAGE_FAILED);
     log->retry_delay_ms = log->retry_delay_ms == 0 ? CPS_RETRY_MIN_MS : log->retry_delay_ms * 2;
     if (log->retry_delay_ms > CPS_RETRY_MAX_MS) log->retry_delay_ms = CPS_RETRY_MAX_MS;
     log->retry_at_ms = cps_log_now(log) + log->retry_delay_ms;
@@ -21,14 +35,14 @@ void cps_storage_failed(cps_log *log, int error) {
 }
 
 void cps_storage_full(cps_log *log) {
-    log->storage = CPS_STORAGE_FULL;
+    cps_storage_is(log, CPS_STORAGE_FULL);
     log->retry_at_ms = CPS_NO_LIMIT_MS; /* until a segment goes */
     (void)pthread_cond_broadcast(&log->room);
     (void)pthread_cond_broadcast(&log->settled_moved);
 }
 
 void cps_storage_works(cps_log *log) {
-    log->storage = CPS_STORAGE_OK;
+    cps_storage_is(log, CPS_STORAGE_OK);
     log->retry_delay_ms = 0;
 }
 

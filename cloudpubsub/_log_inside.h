@@ -1,5 +1,5 @@
-/* Inside of the log, shared by _log.c (life), _log_write.c (producers), _log_read.c (reader, waiters), _flusher.c and
- * _log_files.c (the thread that writes to the disk) only. */
+/* Inside of the log, shared by _log.c (life), _log_account.c (what is found at open), _log_write.c (producers, waiters),
+ * _log_read.c (reader), _flusher.c and _log_files.c (the thread that writes to the disk) only. */
 #ifndef CPS_LOG_INSIDE_H
 #define CPS_LOG_INSIDE_H
 
@@ -47,7 +47,7 @@ struct cps_log {
     uint64_t sent;       /* also covers what the reader holds right now */
 
     cps_store store;
-    cps_quarantine quarantine; /* its counters; files are moved there with the lock let go, by one thread at a time */
+    cps_quarantine quarantine; /* without the lock: the reader copies, the flusher moves files */
     cps_segment *active;  /* flusher's; NULL: the next batch starts a new one */
     cps_segment *retired; /* out of the store, to be removed when nobody reads them */
     uint64_t retired_bytes; /* of their files, which still count against the quota */
@@ -73,7 +73,7 @@ struct cps_log {
     bool checkpoint_timed; /* the flusher will look at the cursor by itself */
     uint64_t checkpoint_head;
     cps_meta meta; /* the flusher's own while it runs */
-    uint64_t reserved_end; /* positions below it may be issued */
+    uint64_t reserved_end; /* positions below it are reserved in the meta file, and may be issued */
     uint64_t reserve_due_ms; /* when reserving may be tried again */
 
     bool shut;    /* no new records */
@@ -81,6 +81,7 @@ struct cps_log {
     unsigned last_tries; /* ... and may try again so often when a sync fails */
     bool stopped; /* it has */
     bool told;    /* ... and its last cursors and counters are in the meta file */
+    bool left;    /* by whoever closed, who could not wait: the flusher is the owner, alone, and ends the log */
     pthread_t flusher;
     bool flusher_runs;
     uint8_t *staging; /* flusher's own */
@@ -95,6 +96,7 @@ struct cps_log {
     size_t known_next;
     uint64_t damaged_ranges;
     uint64_t damaged_bytes;
+    bool damaged_head; /* at open: there is damage before head, in its segment */
     uint64_t estimated_messages; /* lost to damage, by estimate; see cps_log_commit */
     uint64_t estimated_bytes;
     uint64_t spilled_bytes;
@@ -134,9 +136,27 @@ void cps_log_discard(cps_log *log, cps_segment *segment); /* the same for one th
 void cps_log_leave_segment(cps_log *log); /* the reader's; lets the lock go */
 bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal` will never be synced */
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */
+void cps_log_reserved(cps_log *log, uint64_t end); /* positions below it may be issued, now that the meta file says so */
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
 
+/* What is counted at open, in _log_account.c. */
+
+/* Before the counters are there: what is settled of each segment, and what was lost there and counted before.  CPS_OK;
+ * CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_log_count(cps_log *log, int *error);
+
+/* The counters of this open: those that lie beside the ring, if it was `adopted`, else those of the last checkpoint, made to
+ * agree with what is there. */
+void cps_log_start_counters(cps_log *log, bool adopted);
+
+/* With the lock held: what counters, ledger and files say must agree. */
+void cps_log_reconcile(cps_log *log);
+
+/* With the lock held: messages of the ring from `from` on, and their bytes. */
+uint64_t cps_log_count_ring(cps_log *log, uint64_t from, uint64_t *bytes);
+
 void *cps_flusher_run(void *log);
+void cps_log_end(cps_log *log); /* for the flusher of a log that was left to it, as its last act; without the lock */
 
 /* What the flusher does with files, in _log_files.c.  All of these: with the log's lock held, by the flusher. */
 
@@ -144,6 +164,7 @@ static inline uint64_t cps_log_now(const cps_log *log) { return log->io->monoton
 
 static inline bool cps_log_is_power(const cps_log *log) { return log->config.durability == CPS_DURABILITY_POWER; }
 
+void cps_storage_is(cps_log *log, enum cps_storage storage); /* from any thread; a change is told */
 void cps_storage_failed(cps_log *log, int error); /* it is tried again, later and later */
 void cps_storage_full(cps_log *log);              /* until a segment goes */
 void cps_storage_works(cps_log *log);

@@ -43,13 +43,18 @@ static void lose_range(cps_log *log, cps_segment *segment, uint64_t position, ui
     log->damaged_bytes += end - position;
     if (messages > left) messages = left;
     if (bytes > left_bytes) bytes = left_bytes;
+    if (messages == 0) bytes = 0; /* it was a pad alone */
     segment->settled_messages += messages;
     segment->settled_bytes += bytes;
     log->settled.dropped_messages += messages;
     log->settled.dropped_bytes += bytes;
     log->estimated_messages += is_exact ? 0 : messages;
     log->estimated_bytes += is_exact ? 0 : bytes;
-    if (messages > 0) cps_log_lose(log, position, end, messages, bytes, reason); /* else it was a pad alone */
+    if (messages > 0) {
+        cps_log_lose(log, position, end, messages, bytes, reason);
+        /* Before the counters: after a kill in between, what the ledger has is not counted when it is read again. */
+        cps_shared_commit_ledger(log->home.shared, &log->ledger);
+    }
     cps_log_commit(log);
     if (reason == CPS_REASON_UNREADABLE) {
         segment->kept_aside = true; /* when it goes */
@@ -92,7 +97,7 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
     int error = 0, ignored;
     enum cps_status status = cps_segment_span(segment, position, end, max_bytes, &log->scratch, &span, &error);
     if (status == CPS_OK && span.size == 0 && sealed && !segment->toll.is_known) /* failing that, the estimate will do */
-        (void)!cps_segment_count_toll(segment, position, &log->scratch, &ignored);
+        (void)!cps_segment_count_toll(segment, position, position, &log->scratch, &ignored);
     (void)pthread_mutex_lock(&log->lock);
     if (was_taken_back(segment, end, status, &span)) {
         log->sent = position;

@@ -54,6 +54,9 @@ static void balance(cps_log *log, const cps_produced *produced) {
     log->estimated_bytes = drained ? 0 : log->estimated_bytes - back_bytes;
     cps_ring_correct(log->ring, over - back, over_bytes - back_bytes);
     if (lost > 0) cps_log_lose(log, s->head, s->head, lost, lost_bytes, CPS_REASON_DAMAGED);
+    cps_ledger_correct(&log->ledger, CPS_REASON_DAMAGED, CPS_REASON_UNREADABLE, 0 - back,
+                       (lost > 0 ? 0 : lost_bytes) - back_bytes);
+    log->ledger_moved = log->ledger_unsaved = true;
 }
 
 /* The first position at or above `from` that is on the disk and may not survive a power cut; where the ring begins, if
@@ -126,7 +129,6 @@ void cps_log_discard(cps_log *log, cps_segment *segment) {
     log->retired_bytes += segment->file_bytes;
     (void)pthread_cond_signal(&log->work);
 }
-
 
 static void merge(cps_loss *into, const cps_loss *loss) {
     if (loss->first < into->first) into->first = loss->first;
@@ -238,8 +240,13 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
     if (healthy && now >= until) { /* it hangs, and is not waited for again */
         healthy = false;
         log->stalled = true;
-        log->storage = CPS_STORAGE_FAILED;
         log->storage_error = ETIMEDOUT;
+        cps_storage_is(log, CPS_STORAGE_FAILED);
+    }
+    bool may_issue = cps_ring_may_issue(log->ring, span);
+    if (!may_issue) { /* the next positions could not be reserved */
+        healthy = false;
+        if (log->has_store) cps_storage_is(log, CPS_STORAGE_FAILED);
     }
     if (!healthy || now >= patience->healthy_until_ms) {
         switch (log->config.on_full) {
@@ -250,6 +257,7 @@ static CPS_MUST_CHECK enum cps_status make_room(cps_log *log, uint64_t span, con
             until = patience->block_until_ms;
             break;
         case CPS_ON_FULL_DROP_OLDEST:
+            if (!may_issue) return CPS_DROPPED; /* no other makes place for it */
             if (drop_from_ring(log, span)) return CPS_OK;
             if (log->stalled || now >= patience->healthy_until_ms) return CPS_DROPPED; /* nothing may go that is older */
             break;
@@ -321,7 +329,8 @@ enum cps_status cps_log_append(cps_log *log, cps_message *message, cps_patience 
     do {
         enum cps_status verdict = CPS_OK;
         (void)pthread_mutex_lock(&log->lock);
-        while (verdict == CPS_OK && !log->shut && !cps_ring_has_room(log->ring, span))
+        while (verdict == CPS_OK && !log->shut &&
+               !(cps_ring_has_room(log->ring, span) && cps_ring_may_issue(log->ring, span)))
             verdict = make_room(log, span, patience, slice_until);
         (void)pthread_mutex_unlock(&log->lock);
         if (verdict == CPS_DROPPED) return refuse(log, message, position);
@@ -496,25 +505,11 @@ void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
     out->syncs = log->syncs;
     out->damaged_ranges = log->damaged_ranges;
     out->damaged_bytes = log->damaged_bytes;
-    out->quarantine_bytes = log->quarantine.bytes;
+    out->quarantine_bytes = cps_quarantine_bytes(&log->quarantine);
     out->expired_messages = log->ledger.totals[CPS_REASON_EXPIRED].messages;
     out->uncertain_first = log->ledger.uncertain_first;
     out->uncertain_end = log->ledger.uncertain_end;
     out->storage = log->storage;
     out->storage_error = log->storage_error;
     (void)pthread_mutex_unlock(&log->lock);
-}
-
-const char *cps_reason_name(enum cps_reason reason) {
-    switch (reason) {
-    case CPS_REASON_QUOTA: return "spool limit reached, oldest dropped";
-    case CPS_REASON_RING_FULL: return "memory full and no storage, oldest dropped";
-    case CPS_REASON_REFUSED: return "full, newest dropped";
-    case CPS_REASON_DAMAGED: return "damaged on disk";
-    case CPS_REASON_UNREADABLE: return "unreadable on disk";
-    case CPS_REASON_EXPIRED: return "expired";
-    case CPS_REASON_DEAD: return "moved to the dead letters";
-    case CPS_REASONS: break;
-    }
-    return "unknown";
 }

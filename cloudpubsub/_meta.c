@@ -56,7 +56,7 @@ static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
 static bool is_possible(const uint8_t slot[CPS_META_SLOT_BYTES]) {
     const uint8_t *settled = slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS;
     uint64_t next = cps_load64(slot + 48), head = cps_load64(settled);
-    if (cps_load16(slot + AT_IDENTITY) > CPS_META_IDENTITY_MAX || cps_load32(slot + 12) == UINT32_MAX) return false;
+    if (cps_load16(slot + AT_IDENTITY) > CPS_META_IDENTITY_MAX || cps_load32(slot + 12) >= CPS_LAST_EPOCH_MAX) return false;
     if (next >= CPS_NEXT_POSITION_MAX || next % CPS_RECORD_ALIGN != 0 || head % CPS_RECORD_ALIGN != 0) return false;
     for (unsigned i = 1; i < CPS_PRODUCED_WORDS; i++) /* all but `published` */
         if (cps_load64(slot + AT_WORDS + 8 * (size_t)i) >= CPS_COUNT_MAX) return false;

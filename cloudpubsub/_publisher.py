@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import math
+import os
 import struct
 import termios
 import threading
@@ -85,6 +86,7 @@ class Publisher(Connection):
         self._dispatcher = dispatcher
         self._keep_dead = keep_dead
         self._dead: deque[Call] = deque()  # reports of dead letters for which the dispatcher had no room
+        self._storage = log.storage()[0]  # as last reported
         self._reports = options.on_publish is not None
         self._held: CallEach | None = None  # a report for which the dispatcher had no room
         self._oldest: int | None = None  # position of the oldest message in flight,
@@ -428,14 +430,29 @@ class Publisher(Connection):
         self.report_losses()
 
     def report_losses(self) -> None:
-        """Tell about messages that ended without an acknowledgement since the last call."""
+        """Tell about messages that ended without an acknowledgement, and about the storage, since the last call."""
         self._report_dead()
         try:
+            self._report_storage()
             while losses := self._spool_log.take_losses():
                 for loss in losses:
                     self._report_loss(*loss)
         except ClosedError:
             pass  # closed while we hung
+
+    def _report_storage(self) -> None:
+        storage, error = self._spool_log.storage()
+        if storage == self._storage:
+            return
+        self._storage = storage
+        if storage == "ok":
+            self._log.log(logging.INFO, "storage ok", "the storage works again")
+        elif storage == "full":
+            self._log.log(logging.WARNING, "storage full", "the storage is full: the spool's limits refuse more data")
+        else:
+            self._log.log(
+                logging.WARNING, "storage failed", "the storage failed: %s; it is tried again", os.strerror(error)
+            )
 
     def _report_loss(self, first: int, end: int, count: int, size: int, reason: str) -> None:
         self._log.log(

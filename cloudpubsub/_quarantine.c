@@ -24,7 +24,9 @@ static void count_file(void *user, const char *name) {
     cps_io_facts facts;
     if (!file_path(q, name, path) || q->io->open(q->io->context, path, CPS_IO_READ, &handle, &ignored) != CPS_OK) return;
     if (q->io->facts(q->io->context, handle, &facts, &ignored) == CPS_OK)
-        q->bytes += in_blocks(facts.allocated_bytes > facts.size_bytes ? facts.allocated_bytes : facts.size_bytes);
+        (void)atomic_fetch_add_explicit(
+            &q->bytes, in_blocks(facts.allocated_bytes > facts.size_bytes ? facts.allocated_bytes : facts.size_bytes),
+            memory_order_relaxed);
     q->io->close(q->io->context, handle);
 }
 
@@ -61,11 +63,22 @@ enum cps_status cps_quarantine_open(cps_quarantine *q, const cps_io *io, const c
     return CPS_OK;
 }
 
-/* Is there room for `size` bytes, and the folder? */
-static bool has_place(cps_quarantine *q, uint64_t size) {
+static void give_back(cps_quarantine *q, uint64_t size) {
+    (void)atomic_fetch_sub_explicit(&q->bytes, in_blocks(size), memory_order_relaxed);
+}
+
+/* Take room for `size` bytes; and there is the folder.  Two threads may ask at once: together they stay within the bound. */
+static CPS_MUST_CHECK bool take_place(cps_quarantine *q, uint64_t size) {
     int ignored;
-    if (size > q->max_bytes || in_blocks(size) > q->max_bytes || q->bytes > q->max_bytes - in_blocks(size)) return false;
-    return q->io->make_directory(q->io->context, q->path, &ignored) == CPS_OK;
+    uint64_t taken = atomic_load_explicit(&q->bytes, memory_order_relaxed);
+    if (size > q->max_bytes || in_blocks(size) > q->max_bytes) return false;
+    do {
+        if (taken > q->max_bytes - in_blocks(size)) return false;
+    } while (!atomic_compare_exchange_weak_explicit(&q->bytes, &taken, taken + in_blocks(size), memory_order_relaxed,
+                                                    memory_order_relaxed));
+    if (q->io->make_directory(q->io->context, q->path, &ignored) == CPS_OK) return true;
+    give_back(q, size);
+    return false;
 }
 
 void cps_quarantine_copy(cps_quarantine *q, int handle, uint64_t offset, uint64_t first, uint64_t end) {
@@ -74,9 +87,11 @@ void cps_quarantine_copy(cps_quarantine *q, int handle, uint64_t offset, uint64_
     uint8_t some[COPY_BYTES];
     int out, ignored; /* an aid for people: a failure costs them that, and nobody else anything */
     (void)snprintf(name, sizeof name, "%016" PRIx64 "-%016" PRIx64 ".bytes", first, end);
-    if (!has_place(q, end - first) || !file_path(q, name, path)) return;
-    if (io->open(io->context, path, CPS_IO_CREATE, &out, &ignored) != CPS_OK) return; /* it was kept before, perhaps */
-    q->bytes += in_blocks(end - first);
+    if (!file_path(q, name, path) || !take_place(q, end - first)) return;
+    if (io->open(io->context, path, CPS_IO_CREATE, &out, &ignored) != CPS_OK) { /* it was kept before, perhaps */
+        give_back(q, end - first);
+        return;
+    }
     for (uint64_t at = 0; at < end - first;) {
         size_t want = end - first - at < sizeof some ? (size_t)(end - first - at) : sizeof some, got = 0;
         if (io->read(io->context, handle, some, want, offset + at, &got, &ignored) != CPS_OK || got == 0) break;
@@ -102,10 +117,8 @@ static bool free_path(const cps_quarantine *q, const char *name, char out[CPS_PA
 enum cps_status cps_quarantine_move(cps_quarantine *q, const char *path, uint64_t size_bytes, int *error) {
     char target[CPS_PATH_MAX];
     const char *name = strrchr(path, '/');
-    if (name == NULL || !has_place(q, size_bytes) || !free_path(q, name + 1, target))
-        return q->io->remove(q->io->context, path, error);
-    enum cps_status status = q->io->rename(q->io->context, path, target, error);
-    if (status != CPS_OK) return q->io->remove(q->io->context, path, error); /* gone already, or no place for its name */
-    q->bytes += in_blocks(size_bytes);
-    return CPS_OK;
+    if (name == NULL || !take_place(q, size_bytes)) return q->io->remove(q->io->context, path, error);
+    if (free_path(q, name + 1, target) && q->io->rename(q->io->context, path, target, error) == CPS_OK) return CPS_OK;
+    give_back(q, size_bytes); /* gone already, or no place for its name */
+    return q->io->remove(q->io->context, path, error);
 }

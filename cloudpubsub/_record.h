@@ -39,7 +39,8 @@ enum {
 #define CPS_RECORD_PAD 0x80000000u
 #define CPS_POSITION_MAX 0x7fff000000000000u     /* records lie below it, */
 #define CPS_NEXT_POSITION_MAX 0x7fff800000000000u /* and what was reserved for them below this */
-#define CPS_EPOCH_MAX 0xff000000u /* epochs of records lie below it; no spool is opened so often */
+#define CPS_EPOCH_MAX 0xff000000u /* epochs of records lie below it, */
+#define CPS_LAST_EPOCH_MAX 0xfe000000u /* and that of the last open below this; no spool is opened so often */
 #define CPS_RECORD_LENGTH_MAX 0x10000000u /* 256 MiB, above what MQTT can carry */
 
 typedef struct cps_record {

@@ -22,6 +22,7 @@ struct cps_ring {
     cps_produced produced;
     uint64_t reclaim_seen; /* copy of `reclaim`, read again only when it leaves no room */
     uint64_t wake_at[CPS_RING_WAKERS];
+    uint64_t position_limit; /* written with the readers serialised too, who may read it without the lock */
     bool shut;
     _Atomic uint64_t published; /* stored under `lock`; pairs with the acquire in cps_ring_published, so that whoever
                                    sees the cursor sees the bytes before it */
@@ -67,6 +68,7 @@ enum cps_status cps_ring_open(uint8_t *memory, uint64_t ring_bytes, cps_shared *
     init_lock(&ring->lock);
     ring->reclaim_seen = low;
     ring->limit = low;
+    ring->position_limit = UINT64_MAX;
     atomic_init(&ring->reclaim, low);
     atomic_init(&ring->published, ring->produced.published);
     for (unsigned i = 0; i < CPS_RING_WAKERS; i++) ring->wake_at[i] = NOT_ARMED;
@@ -145,7 +147,7 @@ enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool t
     uint64_t pad = pad_before(ring, ring->produced.published, span);
     if (CPS_UNLIKELY(ring->shut)) {
         status = CPS_CLOSED;
-    } else if (CPS_UNLIKELY(!find_room(ring, pad + span))) {
+    } else if (CPS_UNLIKELY(!find_room(ring, pad + span) || ring->produced.published + pad + span > ring->position_limit)) {
         status = CPS_FULL;
     } else {
         uint64_t start = ring->produced.published + pad;
@@ -168,6 +170,12 @@ enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool t
     }
     (void)pthread_mutex_unlock(&ring->lock);
     return status;
+}
+
+void cps_ring_bound(cps_ring *ring, uint64_t limit) {
+    CPS_ASSERT(pthread_mutex_lock(&ring->lock) == 0);
+    ring->position_limit = limit;
+    (void)pthread_mutex_unlock(&ring->lock);
 }
 
 void cps_ring_refuse(cps_ring *ring, const cps_message *message, cps_produced *after) {
@@ -254,6 +262,11 @@ void cps_ring_release(cps_ring *ring, uint64_t limit) {
     CPS_ASSERT(limit <= cps_ring_published(ring));
     ring->limit = limit;
     move_reclaim(ring);
+}
+
+bool cps_ring_may_issue(const cps_ring *ring, uint64_t span) {
+    uint64_t published = cps_ring_published(ring);
+    return published + pad_before(ring, published, span) + span <= ring->position_limit;
 }
 
 bool cps_ring_has_room(const cps_ring *ring, uint64_t span) {

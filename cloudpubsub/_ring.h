@@ -65,6 +65,9 @@ uint64_t cps_ring_record_max(uint64_t ring_bytes);
 CPS_MUST_CHECK enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool try_only,
                                              uint64_t *position, unsigned *wake);
 
+/* No position at or above `limit` may be issued; to begin with there is no limit.  Pushes return CPS_FULL. */
+void cps_ring_bound(cps_ring *ring, uint64_t limit);
+
 /* Count a message that is published and dropped in the same moment (policy drop_newest); it gets no bytes. */
 void cps_ring_refuse(cps_ring *ring, const cps_message *message, cps_produced *after);
 
@@ -96,6 +99,9 @@ void cps_ring_release(cps_ring *ring, uint64_t limit);
 
 /* True if a record of `span` bytes would find room now. */
 bool cps_ring_has_room(const cps_ring *ring, uint64_t span);
+
+/* True if it may have the next position.  Bounds are set by the caller too. */
+bool cps_ring_may_issue(const cps_ring *ring, uint64_t span);
 
 /* Abort unless the invariants hold and [low, published) is a chain of whole records. */
 void cps_ring_check(cps_ring *ring);

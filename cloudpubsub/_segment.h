@@ -33,13 +33,14 @@ enum {
     CPS_SEGMENT_RECORD_SHARE = 4, /* a record is at most this part of a segment */
 };
 
-typedef struct cps_toll { /* what a sealed segment lacks of what its footer promises, and where */
+typedef struct cps_toll { /* what the damage in a segment has cost, and where */
     bool is_known;
-    uint64_t messages, message_bytes;
-    uint64_t estimate, damaged_bytes;        /* messages, as far as headers tell, and bytes, of all its damaged ranges */
+    uint64_t messages, message_bytes;        /* that all damaged ranges together have cost */
+    uint64_t estimate, damaged_bytes;        /* messages, as far as headers tell, and bytes, of these ranges */
     uint64_t passed_estimate, passed_bytes;  /* of these, in the ranges below `passed` */
     uint64_t passed;
     uint64_t told_bytes; /* already given to ranges */
+    uint64_t pending_messages, pending_bytes; /* from `head` on, when it was counted: valid ones and lost ones not passed */
 } cps_toll;
 
 typedef struct cps_segment {
@@ -68,6 +69,7 @@ typedef struct cps_segment {
     bool given_up;          /* poisoned, as everybody but the appender is told */
     bool overlong;          /* its file holds records behind `end` that were taken back */
     bool retired;           /* taken out of the log, to be removed once nobody reads it */
+    bool patchy;            /* scanned, with damage in it: what was lost there is an estimate */
     unsigned users;         /* readers and appenders that hold it outside the lock */
     uint64_t unsynced_since_ms; /* monotonic; when the oldest byte that may not be durable was written */
     uint64_t oldest_stamp_ms;   /* of the first record (boottime), if it was written in this boot; else 0 */
@@ -153,10 +155,17 @@ CPS_MUST_CHECK enum cps_status cps_segment_seal(cps_segment *segment, uint64_t *
 CPS_MUST_CHECK enum cps_status cps_segment_span(cps_segment *segment, uint64_t position, uint64_t end,
                                                 size_t max_bytes, cps_scratch *scratch, cps_span *span, int *error);
 
-/* Count, once, what a sealed segment has lost: what its footer says less what is valid in it.  `position` is where the
- * reader met the first damage that is to be accounted for.  Reads the whole file.  CPS_OK; CPS_IO; CPS_NO_MEMORY. */
-CPS_MUST_CHECK enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t position, cps_scratch *scratch,
-                                                      int *error);
+/* Count what a segment has lost: what its footer says less what is valid in it; where it has none, as far as headers tell, and
+ * `messages` and `message_bytes` follow.  What lies below `passed` is accounted for already.  head <= passed; both are at
+ * the border of a record or range.  Reads the whole file.  CPS_OK; CPS_IO; CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t head, uint64_t passed,
+                                                      cps_scratch *scratch, int *error);
+
+/* Of it, what is not given to ranges yet. */
+void cps_segment_toll_left(const cps_toll *toll, uint64_t *messages, uint64_t *bytes);
+
+/* It is known better: so much is left for the ranges that are not passed. */
+void cps_segment_set_toll_left(cps_toll *toll, uint64_t messages, uint64_t bytes);
 
 /* The share of it that the damaged range [position, end) has, which is the next one that is accounted for.  `*messages` is
  * the estimate before and the share after; 0: it was padding. */
@@ -164,6 +173,11 @@ void cps_segment_take_toll(cps_segment *segment, uint64_t position, uint64_t end
 
 /* Forget what a loaded segment holds from `end` on; another file has it.  May leave it empty. */
 CPS_MUST_CHECK enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch *scratch, int *error);
+
+/* Write into a loaded segment what is damaged there and whole in `other`, which holds the same records.  Best effort: what
+ * cannot be written stays damaged.  CPS_OK; CPS_IO; CPS_NO_MEMORY. */
+CPS_MUST_CHECK enum cps_status cps_segment_mend(cps_segment *segment, cps_segment *other, cps_scratch *scratch,
+                                                int *error);
 
 /* Try to end the file where the segment ends: a later open would take what stands behind, and was given up, for records. */
 void cps_segment_cut(cps_segment *segment);

@@ -144,44 +144,14 @@ enum cps_status cps_segment_span(cps_segment *segment, uint64_t position, uint64
     return CPS_OK;
 }
 
-/* `part` of `whole` as a share of `amount`; all are less than 2^32, or bytes of one file times messages in it. */
+/* `part` of `whole` as a share of `amount`. */
 static uint64_t share(uint64_t amount, uint64_t part, uint64_t whole) {
-    return part >= whole ? amount : amount * part / whole;
-}
-
-enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t position, cps_scratch *scratch, int *error) {
-    cps_toll toll = {.passed = position};
-    uint64_t messages = 0, message_bytes = 0, at = segment->base;
-    while (at < segment->end) {
-        cps_span span;
-        enum cps_status status = cps_segment_span(segment, at, segment->end, READ_AHEAD_BYTES, scratch, &span, error);
-        if (status != CPS_OK) return status;
-        if (span.size == 0) {
-            toll.estimate += span.lost_messages;
-            toll.damaged_bytes += span.lost_end - at;
-            if (at < position) {
-                toll.passed_estimate += span.lost_messages;
-                toll.passed_bytes += (span.lost_end < position ? span.lost_end : position) - at;
-            }
-            at = span.lost_end;
-            continue;
-        }
-        for (size_t offset = 0; offset < span.size;) {
-            cps_record record;
-            CPS_ASSERT(cps_record_load(span.bytes + offset, span.size - offset, at + offset, &record) == CPS_OK);
-            uint64_t span_bytes = cps_record_span(record.length_bytes);
-            messages += !record.is_pad;
-            message_bytes += record.is_pad ? 0 : span_bytes;
-            offset += (size_t)span_bytes;
-        }
-        at += span.size;
+    if (part >= whole) return amount;
+    while (whole > UINT32_MAX) { /* no spool writes such files */
+        whole >>= 1;
+        part >>= 1;
     }
-    if (segment->messages > messages) toll.messages = segment->messages - messages;
-    if (segment->message_bytes > message_bytes) toll.message_bytes = segment->message_bytes - message_bytes;
-    toll.told_bytes = share(toll.message_bytes, toll.passed_bytes, toll.damaged_bytes);
-    toll.is_known = true;
-    segment->toll = toll;
-    return CPS_OK;
+    return amount > UINT32_MAX ? amount / whole * part : amount * part / whole;
 }
 
 /* Messages lost in all ranges that were passed.  Headers are believed where they tell too little, and what they do not tell
@@ -189,7 +159,83 @@ enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t position, 
 static uint64_t lost_so_far(const cps_toll *toll) {
     if (toll->messages < toll->estimate) return share(toll->messages, toll->passed_estimate, toll->estimate);
     uint64_t untold = toll->messages - toll->estimate;
-    return toll->passed_estimate + share(untold, toll->passed_bytes, toll->damaged_bytes);
+    uint64_t lost = toll->passed_estimate + share(untold, toll->passed_bytes, toll->damaged_bytes);
+    return lost < toll->messages ? lost : toll->messages;
+}
+
+static uint64_t lost_bytes_so_far(const cps_toll *toll) {
+    if (lost_so_far(toll) >= toll->messages) return toll->message_bytes;
+    return share(toll->message_bytes, toll->passed_bytes, toll->damaged_bytes);
+}
+
+/* Count what is valid in [from, end), and add what is not to the ranges of `toll`. */
+static CPS_MUST_CHECK enum cps_status count_part(cps_segment *segment, uint64_t from, uint64_t end, cps_toll *toll,
+                                                 uint64_t *messages, uint64_t *bytes, cps_scratch *scratch, int *error) {
+    for (uint64_t at = from; at < end;) {
+        cps_span span;
+        enum cps_status status =
+            cps_segment_span(segment, at, segment->end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status == CPS_OK && span.size == 0 && span.lost_end > end) /* as the reader that stopped there saw it */
+            status = cps_segment_span(segment, at, end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status != CPS_OK) return status;
+        if (span.size == 0) {
+            toll->estimate += span.lost_messages;
+            toll->damaged_bytes += span.lost_end - at;
+            at = span.lost_end;
+        }
+        for (size_t offset = 0; offset < span.size && at < end;) {
+            cps_record record;
+            CPS_ASSERT(cps_record_load(span.bytes + offset, span.size - offset, at, &record) == CPS_OK);
+            uint64_t span_bytes = cps_record_span(record.length_bytes);
+            *messages += !record.is_pad;
+            *bytes += record.is_pad ? 0 : span_bytes;
+            offset += (size_t)span_bytes;
+            at += span_bytes;
+        }
+    }
+    return CPS_OK;
+}
+
+enum cps_status cps_segment_count_toll(cps_segment *segment, uint64_t head, uint64_t passed, cps_scratch *scratch,
+                                       int *error) {
+    cps_toll toll = {.passed = passed};
+    uint64_t before = 0, before_bytes = 0, behind = 0, behind_bytes = 0;
+    CPS_ASSERT(segment->base <= head && head <= passed && passed <= segment->end);
+    enum cps_status status =
+        count_part(segment, segment->base, head, &toll, &before, &before_bytes, scratch, error);
+    if (status == CPS_OK) status = count_part(segment, head, passed, &toll, &behind, &behind_bytes, scratch, error);
+    toll.passed_estimate = toll.estimate;
+    toll.passed_bytes = toll.damaged_bytes;
+    if (status == CPS_OK)
+        status = count_part(segment, passed, segment->end, &toll, &behind, &behind_bytes, scratch, error);
+    if (status != CPS_OK) return status;
+    if (segment->patchy && !segment->sealed) {
+        segment->messages = before + behind + toll.estimate;
+        segment->message_bytes = before_bytes + behind_bytes + toll.damaged_bytes;
+    }
+    if (segment->messages > before + behind) toll.messages = segment->messages - before - behind;
+    if (segment->message_bytes > before_bytes + behind_bytes)
+        toll.message_bytes = segment->message_bytes - before_bytes - behind_bytes;
+    toll.told_bytes = lost_bytes_so_far(&toll);
+    toll.is_known = true;
+    cps_segment_toll_left(&toll, &toll.pending_messages, &toll.pending_bytes);
+    toll.pending_messages += behind;
+    toll.pending_bytes += behind_bytes;
+    segment->toll = toll;
+    return CPS_OK;
+}
+
+void cps_segment_toll_left(const cps_toll *toll, uint64_t *messages, uint64_t *bytes) {
+    *messages = toll->messages - lost_so_far(toll);
+    *bytes = toll->message_bytes > toll->told_bytes ? toll->message_bytes - toll->told_bytes : 0;
+}
+
+void cps_segment_set_toll_left(cps_toll *toll, uint64_t messages, uint64_t bytes) {
+    toll->messages = messages;
+    toll->message_bytes = bytes;
+    toll->estimate = toll->estimate > toll->passed_estimate ? toll->estimate - toll->passed_estimate : 0;
+    toll->damaged_bytes = toll->damaged_bytes > toll->passed_bytes ? toll->damaged_bytes - toll->passed_bytes : 0;
+    toll->passed_estimate = toll->passed_bytes = toll->told_bytes = 0;
 }
 
 void cps_segment_take_toll(cps_segment *segment, uint64_t position, uint64_t end, uint64_t *messages, uint64_t *bytes) {
@@ -204,8 +250,7 @@ void cps_segment_take_toll(cps_segment *segment, uint64_t position, uint64_t end
     uint64_t after = lost_so_far(toll);
     *messages = after - before;
     if (after == before) return;
-    uint64_t told = after >= toll->messages ? toll->message_bytes
-                                            : share(toll->message_bytes, toll->passed_bytes, toll->damaged_bytes);
+    uint64_t told = lost_bytes_so_far(toll);
     *bytes = told > toll->told_bytes ? told - toll->told_bytes : 0;
     toll->told_bytes += *bytes;
 }
@@ -242,6 +287,7 @@ static CPS_MUST_CHECK enum cps_status scan_records(cps_segment *segment, uint64_
             scan->damaged_bytes += at - damage_from;
             segment->messages += damage_messages;
             segment->message_bytes += at - damage_from;
+            segment->patchy = true;
             in_damage = false;
         }
         size_t walked = 0, want;
@@ -365,10 +411,58 @@ enum cps_status cps_segment_trim(cps_segment *segment, uint64_t end, cps_scratch
     cps_scan ignored = {0}; /* what is in there was counted when it was loaded */
     CPS_ASSERT(end >= segment->base && end <= segment->end);
     segment->messages = segment->message_bytes = 0;
+    segment->patchy = false;
     enum cps_status status = open_for_reading(segment, error);
     if (status == CPS_OK) status = scan_records(segment, end - segment->base, scratch, &ignored, error);
     if (segment->synced_end > segment->end) segment->synced_end = segment->end;
     cps_segment_rest(segment);
+    return status;
+}
+
+/* [at, end) of `segment` is damaged: what `other` has of it goes there. */
+static CPS_MUST_CHECK enum cps_status mend_range(cps_segment *segment, cps_segment *other, uint64_t at, uint64_t end,
+                                                 int handle, cps_scratch *scratch, int *error) {
+    const cps_io *io = segment->io;
+    while (at < end) {
+        cps_span span;
+        uint64_t messages, bytes;
+        enum cps_status status = cps_segment_span(other, at, end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status == CPS_OK && span.size > 0) {
+            uint8_t *records = scratch->bytes; /* which the span lies in; a pad's CRC tells of the segment */
+            cps_segment_prepare(segment, records, span.size, at, &messages, &bytes);
+            status = io->write(io->context, handle, records, span.size, CPS_SEGMENT_HEADER_BYTES + at - segment->base,
+                               error);
+        }
+        if (status != CPS_OK) return status;
+        at = span.size > 0 ? at + span.size : span.lost_end;
+    }
+    return CPS_OK;
+}
+
+enum cps_status cps_segment_mend(cps_segment *segment, cps_segment *other, cps_scratch *scratch, int *error) {
+    const cps_io *io = segment->io;
+    uint64_t at = segment->base, end = other->end < segment->end ? other->end : segment->end;
+    int handle = -1;
+    enum cps_status status = CPS_OK;
+    while (status == CPS_OK && at < end) {
+        cps_span span;
+        status = cps_segment_span(segment, at, end, READ_AHEAD_BYTES, scratch, &span, error);
+        if (status != CPS_OK) break;
+        uint64_t from = at > other->base ? at : other->base;
+        at = span.size > 0 ? at + span.size : span.lost_end;
+        if (span.size > 0 || from >= at) continue;
+        if (handle < 0) status = io->open(io->context, segment->path, CPS_IO_READ_WRITE, &handle, error);
+        if (status != CPS_OK) handle = -1;
+        if (status == CPS_OK) status = mend_range(segment, other, from, at, handle, scratch, error);
+    }
+    if (handle >= 0) {
+        int ignored; /* the other file goes now; a sync that fails leaves no more damage than there was */
+        (void)!io->sync(io->context, handle, &ignored);
+        io->close(io->context, handle);
+        if (!segment->sealed) status = cps_segment_trim(segment, segment->end, scratch, error);
+    }
+    cps_segment_rest(segment);
+    cps_segment_rest(other);
     return status;
 }
 

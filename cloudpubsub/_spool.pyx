@@ -311,10 +311,19 @@ cdef class Log:
         return 0
 
     cdef int leave(self) except -1:
+        cdef cps_log *log
+        cdef uint64_t unsaved
         self.calls -= 1
-        if self.closing and self.calls == 0:
-            with self.idle:
-                self.idle.notify_all()
+        if not self.closing or self.calls > 0:
+            return 0
+        if self.left and not self.forked:  # `close` could not wait for us
+            log = self.log
+            self.log = NULL
+            with nogil:
+                cps_log_close(log, 0, &unsaved)
+            _open_logs.discard(self)
+        with self.idle:
+            self.idle.notify_all()
         return 0
 
     def append(self, topic, payload, bint retain=False, userdata=b"", bytes properties=None, uint64_t ttl_ms=0,
@@ -448,6 +457,13 @@ cdef class Log:
         return [(losses[i].first, losses[i].end, losses[i].messages, losses[i].bytes,
                  cps_reason_name(losses[i].reason).decode()) for i in range(n)]
 
+    def storage(self):
+        """How the storage is, as in `stats`, and the errno of its last failure."""
+        cdef int error
+        self.check()
+        storage = cps_log_storage(self.log, &error)
+        return _STORAGE[storage], error
+
     def link(self, bint up):
         """Tell whether there is a link; without one for `spill_after`, the ring is written to the disk."""
         self.check()
@@ -545,7 +561,7 @@ cdef class Log:
     def finish(self, timeout_s):
         """Save what is pending as `close` does, which must follow, but leave losses and statistics to be looked at.
 
-        The reader must have ended.  False: the disk hangs.
+        The reader must have ended.  False: time was too short.
         """
         cdef bint finished
         cdef uint64_t timeout_ms = _ms(timeout_s)
@@ -558,9 +574,10 @@ cdef class Log:
         return finished
 
     def close(self, timeout_s):
-        """Save what is pending, within `timeout_s`; returns how many messages are in no file.  Idempotent.
+        """Save what is pending, within `timeout_s`; returns how many messages are in no file yet.  Idempotent.
 
-        If a call hangs in the disk for longer than that, the log is left to it: nothing more can be saved.
+        Where the time is too short the core goes on alone, and has the spool until it is through.  If a call hangs in the
+        disk for longer than that, the log is left to it, which closes it when it returns.
         """
         cdef uint64_t unsaved = 0
         cdef cps_log_stats s

@@ -44,14 +44,22 @@ static bool is_later(const cps_segment *a, const cps_segment *b) {
 
 /* The segment that was loaded last reaches into `next`.  Positions are never issued twice, so both hold the same records
  * there: one is a second try after a failed write or sync, or a copy made by hand.  What was written later counts: what
- * the failed file holds behind the last good sync was never promised, and may be half there.  False in `*keep`: `next`
- * brings nothing new. */
-static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, const cps_segment *next, cps_scratch *scratch,
+ * the failed file holds behind the last good sync was never promised, and may be half there; but a record that is whole
+ * there, and damaged in the later file, is the record.  False in `*keep`: `next` brings nothing new. */
+static CPS_MUST_CHECK enum cps_status untangle(cps_store *store, cps_segment *next, cps_scratch *scratch,
                                                cps_quarantine *quarantine, bool *keep, int *error) {
     cps_segment *last = store->last;
-    enum cps_status status = CPS_OK;
+    enum cps_status status;
     *keep = is_later(next, last) || (next->end > last->end && !is_later(last, next));
-    if (!*keep) return CPS_OK;
+    if (!*keep) {
+        cps_store_take(store, last); /* its counts may change */
+        status = cps_segment_mend(last, next, scratch, error);
+        cps_store_add(store, last);
+        return status == CPS_NO_MEMORY ? status : CPS_OK;
+    }
+    status = cps_segment_mend(next, last, scratch, error);
+    if (status == CPS_NO_MEMORY) return status;
+    status = CPS_OK;
     cps_store_take(store, last);
     if (next->base > last->base) status = cps_segment_trim(last, next->base, scratch, error);
     if (status == CPS_OK && next->base > last->base && last->end > last->base) cps_store_add(store, last);
@@ -151,17 +159,20 @@ bool cps_store_identify(const cps_io *io, const char *directory, uint8_t spool_i
     int ignored; /* a folder that cannot be listed is reported by cps_store_recover */
     bool known = false;
     size_t lead = 0; /* most files decide (the majority vote of Boyer and Moore): a stray one may lie among them */
+    uint8_t id[16];
+    uint32_t found;
     if (list_names(io, directory, &list, &ignored) == CPS_OK) {
         for (size_t i = 0; i < list.count; i++) {
-            uint8_t id[16];
-            uint32_t found;
             if (!cps_segment_identify(io, directory, list.name[i], id, &found)) continue;
             if (lead == 0) memcpy(spool_id, id, sizeof id);
             if (memcmp(spool_id, id, sizeof id) == 0) lead++;
             else lead--;
-            if (!known || found > *epoch) *epoch = found;
             known = true;
         }
+        for (size_t i = 0; known && i < list.count; i++) /* what a stray one says of epochs means nothing here */
+            if (cps_segment_identify(io, directory, list.name[i], id, &found) && memcmp(spool_id, id, sizeof id) == 0 &&
+                found > *epoch && found < CPS_LAST_EPOCH_MAX)
+                *epoch = found;
     }
     free(list.name);
     return known;

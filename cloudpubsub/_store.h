@@ -33,8 +33,8 @@ CPS_MUST_CHECK enum cps_status cps_store_recover(cps_store *store, const cps_io 
                                                  const uint8_t spool_id[16], cps_quarantine *quarantine, cps_recovery *recovery,
                                                  int *error);
 
-/* Which spool do the segments in `directory` belong to, and what is the highest epoch among them?  For a spool whose own
- * record of that is gone.  False: none of them can tell. */
+/* Which spool do the segments in `directory` belong to, and what is the highest epoch among its own, if above `*epoch`?  For a
+ * spool whose own record of that is gone.  False: none of them can tell. */
 bool cps_store_identify(const cps_io *io, const char *directory, uint8_t spool_id[16], uint32_t *epoch);
 
 void cps_store_add(cps_store *store, cps_segment *segment); /* behind the last */

@@ -129,7 +129,7 @@ def _slot(data: bytes) -> Meta | None:
     version, epoch, sequence = struct.unpack_from("<IIQ", data, 8)
     generation, next_position = struct.unpack_from("<QQ", data, 40)
     (length,) = struct.unpack_from("<H", data, 512)
-    if version != 1 or length > 1024 or epoch == 2**32 - 1 or next_position >= 2**63 - 2**47 or next_position % 8 != 0:
+    if version != 1 or length > 1024 or epoch >= 0xFE000000 or next_position >= 2**63 - 2**47 or next_position % 8 != 0:
         return None
     words = struct.unpack_from("<18Q", data, 64)
     if words[5] % 8 != 0 or any(count >= 2**59 for count in (*words[1:5], *words[8:14])):

@@ -64,12 +64,10 @@ def covers(losses: list[Drop], positions: set[int]) -> bool:
 
 
 def delivered_from(path: Path) -> list[Message]:
-    """What has to come: of two files with the same positions only the one written later counts."""
+    """What has to come: of two files with the same positions what is whole in either."""
     found: dict[int, Message] = {}
     read = read_spool(path)
     for segment in sorted(read.segments, key=lambda it: (it.epoch, it.serial)):
-        for position in [it for it in found if segment.base <= it < segment.end]:
-            del found[position]
         found |= {message.position: message for message in segment.messages}
     head = 0 if read.meta is None else read.meta.head
     return [found[position] for position in sorted(found) if position >= head]

@@ -229,6 +229,17 @@ def test_a_disk_that_hangs_while_it_is_read_does_not_hold_up_closing(worker: Wor
         began = time.monotonic()
         assert 0 < trial.close(0.3) <= MANY
         assert time.monotonic() - began < 0.3 + SLACK_S
+    eventually(trial.can_reopen, "the call that hung has closed the spool")
+    trial.finish()
+    assert worker.end() == 0
+
+
+def test_a_process_ends_though_a_call_hangs_in_the_disk(worker: Worker) -> None:
+    trial = worker.trial("a")
+    trial.put()
+    with faulty(trial.directory, "pread", "hang"):
+        trial.start_reading()
+        assert 0 < trial.close(0.3) <= MANY
         assert worker.end() == 0
 
 

@@ -166,7 +166,6 @@ def test_closing_with_no_time_at_all_returns_and_tells_what_is_not_saved(
         assert len(found) == COUNT, "the ring's file keeps what could not be saved"
 
 
-@pytest.mark.xfail(strict=True, reason="a close that runs out of time keeps the lock until the process ends")
 def test_a_spool_that_had_no_time_to_close_is_free_when_the_disk_has_done_its_work(tmp_path: Path) -> None:
     client = client_to(1, tmp_path / "spool")
     client.start()

@@ -505,6 +505,22 @@ def test_a_child_forked_while_the_spool_was_closing_does_not_keep_it(tmp_path: P
         Spool(tmp_path / "spool").close()
 
 
+def test_a_child_forked_while_a_spool_that_had_no_time_was_being_saved_does_not_keep_it(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", ring_bytes=64 << 20, spill_after=1_000, durability="memory")
+    for _ in range(25_000):
+        spool.append("numbers", bytes(KIB))
+    assert spool.close(0.0) > 0
+
+    def is_free() -> bool:
+        return _outcome(lambda: Spool(tmp_path / "spool").close()) == 0
+
+    with Forked(lambda: None) as child:
+        child.answer()
+        eventually(is_free, "the spool is saved")
+    with Spool(tmp_path / "spool") as spool:
+        assert spool.stats()["backlog_messages"] == 25_000
+
+
 def test_children_forked_while_the_spool_was_opening_do_not_keep_it(tmp_path: Path) -> None:
     for attempt in range(5):  # a fork falls into the moment that counts in most of them
         with Child(FORKS_WHILE_OPENING, tmp_path / str(attempt), PYTHONWARNINGS=FORK_IS_MEANT) as process:

@@ -130,3 +130,25 @@ def test_many_damaged_records_do_not_fill_the_log(
     with client_to(rumqttd.port, tmp_path / "spool", **SMALL, on_drop=lambda _: None) as client:
         assert client.flush(LIMIT) > 100
         assert len(caplog.records) <= 12, caplog.text
+
+
+def test_a_storage_that_fails_and_comes_back_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with client_to(NOBODY, tmp_path / "spool", on_full="drop_newest", spill_timeout=0.1, **SMALL) as client:
+        publish_numbers(client, range(10))
+        (tmp_path / "spool").rename(tmp_path / "away")
+        for _ in range(3):
+            publish_numbers(client, range(2_000))
+        assert client.stats().storage.startswith("failed")
+        (tmp_path / "away").rename(tmp_path / "spool")
+
+        def works() -> bool:
+            publish_numbers(client, range(1))
+            return client.stats().storage == "ok"
+
+        eventually(works, "back on the disk")
+        eventually(lambda: "works again" in caplog.text, "said so")
+    said = [(record.levelno, record.getMessage()) for record in caplog.records if "the storage" in record.getMessage()]
+    assert said == [
+        (logging.WARNING, "the storage failed: No such file or directory; it is tried again"),
+        (logging.INFO, "the storage works again"),
+    ]

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cloudpubsub import Spool, SpoolError, SpoolFull
+from cloudpubsub import Spool, SpoolError, SpoolFull, SpoolLockedError
 from tests.making import DEADLINE_S, ROOT, eventually
 
 KIB = 1024
@@ -153,6 +153,14 @@ class Trial:
     def reopen(self) -> None:
         """Another process's turn, as far as the spool can tell."""
         self.spool = Spool(self.path, **self.settings)
+
+    def can_reopen(self) -> bool:
+        """... as soon as whatever still has it is through."""
+        try:
+            self.reopen()
+        except SpoolLockedError:
+            return False
+        return True
 
     def __enter__(self) -> Trial:
         return self

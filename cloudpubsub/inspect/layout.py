@@ -67,6 +67,7 @@ _META_MAGIC = b"CPSMETA1"
 _VERSION = 1
 _POSITION_MAX = 2**63 - 2**48  # what bounds names and meta files; see docs/format.md
 _NEXT_POSITION_MAX = 2**63 - 2**47
+_LAST_EPOCH_MAX = 0xFE000000
 _EPOCH_MAX = 0xFF000000
 _COUNT_MAX = 2**59
 
@@ -394,7 +395,7 @@ class Meta:
             raise ValueError(f"format version {version} is not known")
         is_possible = next_position < _NEXT_POSITION_MAX and next_position % ALIGN == words[5] % ALIGN == 0
         is_possible = is_possible and all(count < _COUNT_MAX for count in (*words[1:5], *words[8:14]))
-        if identity_bytes > IDENTITY_MAX or epoch == 0xFFFFFFFF or not is_possible:
+        if identity_bytes > IDENTITY_MAX or epoch >= _LAST_EPOCH_MAX or not is_possible:
             return None
         ledger_words = struct.unpack_from(f"<{_LEDGER_HEAD_WORDS}Q", slot, _AT_LEDGER) + struct.unpack_from(
             f"<{LEDGER_WORDS - _LEDGER_HEAD_WORDS}Q", slot, _AT_LOSSES

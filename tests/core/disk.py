@@ -88,6 +88,16 @@ class Disk:
     def heal(self) -> None:
         self.lib.sim_heal(self.c)
 
+    def hang(self, kind: str) -> None:
+        """Calls of a kind hang until the disk comes back."""
+        self.lib.sim_hang(self.c, getattr(self.lib, f"SIM_{kind}"))
+
+    def come_back(self) -> None:
+        self.lib.sim_come_back(self.c)
+
+    def hanging(self) -> int:
+        return int(self.lib.sim_hanging(self.c))
+
     def names(self, directory: str = "/spool/log/") -> list[str]:
         """Paths of the files below a directory, sorted."""
         found = []

@@ -44,6 +44,9 @@ struct sim {
     int fail_error[SIM_KINDS + 2];
     bool fail_sticky[SIM_KINDS + 2];
     uint64_t failed;
+    bool hangs[SIM_KINDS + 2];
+    unsigned hanging;
+    pthread_cond_t came_back;
     uint64_t space_bytes;
     uint64_t cut_in; /* 0: not at all */
     bool is_cut;
@@ -67,6 +70,13 @@ static bool due(sim *s, unsigned at) {
     }
     if (!s->fail_sticky[at]) s->fail_in[at] = 0;
     return true;
+}
+
+/* Lets the lock go while the call hangs. */
+static void hang(sim *s, enum sim_kind kind, bool changes) {
+    s->hanging++;
+    while (s->hangs[kind] || (changes && s->hangs[SIM_CHANGES])) (void)pthread_cond_wait(&s->came_back, &s->lock);
+    s->hanging--;
 }
 
 /* Count one call; CPS_IO if it is to fail. */
@@ -100,6 +110,7 @@ static enum cps_status fail(int *error, int number) {
 #define ENTER(kind, changes)                                                                                           \
     sim *s = context;                                                                                                  \
     (void)pthread_mutex_lock(&s->lock);                                                                                \
+    hang(s, kind, changes);                                                                                            \
     enum cps_status status = enter(s, kind, changes, error);                                                           \
     if (status != CPS_OK) return leave(s, status)
 
@@ -170,8 +181,9 @@ static bool is_in(const char *path, const char *directory) {
 static enum cps_status sim_do_open(void *context, const char *path, enum cps_io_open how, int *handle, int *error) {
     sim *self = context;
     (void)pthread_mutex_lock(&self->lock);
-    node *n = self->real ? NULL : find(self, path);
     bool may_create = how == CPS_IO_CREATE || how == CPS_IO_ENSURE;
+    hang(self, SIM_OPEN, may_create);
+    node *n = self->real ? NULL : find(self, path);
     bool creates = self->real ? may_create : n == NULL && may_create;
     enum cps_status status = enter(self, SIM_OPEN, creates, error);
     if (status != CPS_OK) return leave(self, status);
@@ -231,6 +243,7 @@ static enum cps_status sim_do_write(void *context, int handle, const void *bytes
                                     int *error) {
     sim *s = context;
     (void)pthread_mutex_lock(&s->lock);
+    hang(s, SIM_WRITE, true);
     bool was_cut = s->is_cut;
     enum cps_status status = enter(s, SIM_WRITE, true, error);
     if (s->real) {
@@ -432,7 +445,7 @@ static void sim_do_random(void *context, void *bytes, size_t size) {
 
 sim *sim_new(bool real) {
     sim *s = calloc(1, sizeof *s);
-    CPS_ASSERT(s != NULL && pthread_mutex_init(&s->lock, NULL) == 0);
+    CPS_ASSERT(s != NULL && pthread_mutex_init(&s->lock, NULL) == 0 && pthread_cond_init(&s->came_back, NULL) == 0);
     s->system = cps_io_system();
     s->real = real;
     s->space_bytes = UINT64_MAX / 2;
@@ -455,6 +468,7 @@ void sim_free(sim *s) {
         n->seen_entry = n->kept_entry = false;
         drop_if_gone(n);
     }
+    (void)pthread_cond_destroy(&s->came_back);
     (void)pthread_mutex_destroy(&s->lock);
     free(s);
 }
@@ -473,6 +487,26 @@ void sim_heal(sim *s) {
     (void)pthread_mutex_lock(&s->lock);
     memset(s->fail_in, 0, sizeof s->fail_in);
     (void)leave(s, CPS_OK);
+}
+
+void sim_hang(sim *s, enum sim_kind kind) {
+    (void)pthread_mutex_lock(&s->lock);
+    s->hangs[kind] = true;
+    (void)leave(s, CPS_OK);
+}
+
+void sim_come_back(sim *s) {
+    (void)pthread_mutex_lock(&s->lock);
+    memset(s->hangs, 0, sizeof s->hangs);
+    (void)pthread_cond_broadcast(&s->came_back);
+    (void)leave(s, CPS_OK);
+}
+
+unsigned sim_hanging(sim *s) {
+    (void)pthread_mutex_lock(&s->lock);
+    unsigned n = s->hanging;
+    (void)leave(s, CPS_OK);
+    return n;
 }
 
 uint64_t sim_failed(sim *s) {

@@ -32,6 +32,11 @@ const cps_io *sim_io(sim *s);
 void sim_fail(sim *s, enum sim_kind kind, uint64_t nth, int error, bool sticky);
 void sim_heal(sim *s); /* ... no more */
 uint64_t sim_failed(sim *s); /* calls that failed so since sim_new */
+
+/* Calls of this kind hang from now on, each in its thread, until the disk comes back. */
+void sim_hang(sim *s, enum sim_kind kind);
+void sim_come_back(sim *s);
+unsigned sim_hanging(sim *s); /* calls that hang now */
 uint64_t sim_calls(sim *s, enum sim_kind kind); /* since sim_new */
 
 void sim_space(sim *s, uint64_t bytes); /* room for all files outside tmpfs */

@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         "a new ring says that everything is settled",
-        (("_log.c", "        cps_shared_commit_settled(log->home.shared, s);\n", ""),),
+        (("_log_account.c", "        cps_shared_commit_settled(log->home.shared, s);\n", ""),),
         [SWEEP, "process", "opening-saved-twice"],
     ),
     Mutant(

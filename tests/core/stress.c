@@ -386,6 +386,13 @@ void stress_ledger(cps_log *log, cps_ledger *out) {
     (void)pthread_mutex_unlock(&log->lock);
 }
 
+void stress_use_up(cps_log *log, uint64_t bytes) {
+    (void)pthread_mutex_lock(&log->lock);
+    cps_log_reserved(log, cps_ring_published(log->ring) + bytes);
+    (void)pthread_cond_signal(&log->work);
+    (void)pthread_mutex_unlock(&log->lock);
+}
+
 enum cps_status stress_append(cps_log *log, uint64_t count, uint32_t payload_bytes, uint64_t *position) {
     uint8_t *payload = malloc(payload_bytes + 1u);
     CPS_ASSERT(payload != NULL);

@@ -33,6 +33,9 @@ size_t stress_kill(cps_log *log, sim *s, cps_loss *losses);
 /* The ledger as it is now. */
 void stress_ledger(cps_log *log, cps_ledger *out);
 
+/* As if all but `bytes` of the reserved positions had been issued. */
+void stress_use_up(cps_log *log, uint64_t bytes);
+
 /* Append `count` messages of this size; CPS_OK or the first other status. */
 enum cps_status stress_append(cps_log *log, uint64_t count, uint32_t payload_bytes, uint64_t *position);
 
