@@ -52,10 +52,17 @@ def waits_for(blocked: OSError) -> int:
 
 
 class _ClosingTLS(ssl.SSLSocket):
-    """A TLS socket that does not outlive a failed handshake: paho would leave it to the garbage collector."""
+    """A TLS socket that does not outlive a failed handshake: paho would leave it to the garbage collector.
+
+    `open_control` makes a class of it for each attempt, with the time that its handshake may take: paho 2.1 gives it a
+    keep-alive, which may be far too long or too short.
+    """
+
+    timeout_s: float | None = None
 
     def do_handshake(self, block: bool = False) -> None:
         _open_sockets.add(self)
+        self.settimeout(self.timeout_s)
         try:
             super().do_handshake(block)
         except BaseException:
@@ -237,7 +244,7 @@ def open_control(
     if address.tls:
         assert options.tls is not None
         context = options.tls.context()
-        context.sslsocket_class = _ClosingTLS
+        context.sslsocket_class = type("_ClosingTLS", (_ClosingTLS,), {"timeout_s": timeout_s})
         control.tls_set_context(context)
         if options.tls.insecure:
             control.tls_insecure_set(True)

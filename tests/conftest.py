@@ -19,14 +19,14 @@ _NO_MOSQUITTO = "mosquitto is not installed: tests on it were SKIPPED and prove 
 _skipped = pytest.StashKey[int]()
 
 
-def _in_ci() -> bool:
+def in_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def _need_mosquitto(config: pytest.Config) -> None:
     if mosquitto_path() is not None:
         return
-    if _in_ci():
+    if in_ci():
         pytest.fail("mosquitto is not installed, and in CI nothing may be skipped for that")
     config.stash[_skipped] = config.stash.get(_skipped, 0) + 1
     pytest.skip(_NO_MOSQUITTO)
