@@ -29,7 +29,8 @@ TESTS = [
     "tests/test_publish_tls.py::test_a_server_that_never_answers_the_handshake_is_given_up",
 ]
 _NO_NETWORK = re.compile(
-    "NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|ConnectionResetError|Temporary failure|Network is unreach"
+    "from versions: none|NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|ConnectionResetError|"
+    "Temporary failure|Network is unreach"
 )
 
 
