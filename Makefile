@@ -47,13 +47,19 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-all bench lint sanitize killtest powercut soak fuzz fuzz-quick fuzz-clang clean mosquitto
+.PHONY: demo test test-brokers test-all bench lint sanitize killtest powercut soak fuzz fuzz-quick fuzz-clang clean mosquitto \
+	brokers
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
 
-test: $(VENV)/.test mosquitto
+test: $(VENV)/.test brokers
 	$(BIN)/python -m pytest $(TESTS)
+
+# All four brokers, also what takes tens of seconds: RabbitMQ killed and started again, a cluster of NATS nodes.
+test-brokers: $(VENV)/.test brokers
+	$(BIN)/python -m pytest -m "slow_brokers or not slow_brokers" tests/test_four_brokers.py tests/test_nats_cluster.py \
+	    tests/test_more_brokers.py
 
 bench: $(VENV)/.bench mosquitto
 	$(BIN)/python -m bench
@@ -201,22 +207,28 @@ $(VENV)/.%: $(SOURCES) | $(VENV)/.base
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[$*]'
 	touch $@
 
-mosquitto:
+# Where root may, what the tests need of Debian is installed; no service is started, now or at the next boot.
+mosquitto: PROGRAMS := mosquitto
+brokers: PROGRAMS := mosquitto nats-server rabbitmq-server
+mosquitto brokers:
 	@export PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin"
-	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null && ! { type -P mkfs.ext4 && type -P mount; } >/dev/null; then
+	can_install() { [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; }
+	if can_install && ! { type -P mkfs.ext4 && type -P mount; } >/dev/null; then
 	    echo "installing e2fsprogs and mount, for file systems of the tests' own"
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	        apt-get install -y -qq --no-install-recommends e2fsprogs mount || true # without, their tests say so
+	    .ci/install e2fsprogs mount || true # without, their tests say so
 	fi
-	if type -P mosquitto >/dev/null; then exit 0; fi
-	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; then
-	    echo "installing mosquitto"
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	        apt-get install -y -qq --no-install-recommends mosquitto && exit 0
+	missing() { for program in $(PROGRAMS); do type -P "$$program" >/dev/null || echo "$$program"; done; }
+	wanted=$$(missing)
+	[ -n "$$wanted" ] || exit 0
+	if can_install; then
+	    echo "installing" $$wanted
+	    for package in $$wanted; do .ci/install "$$package" || true; done # one that fails does not stop the others
+	    wanted=$$(missing)
+	    [ -n "$$wanted" ] || exit 0
 	fi
 	echo "########################################################################" >&2
-	echo "# Mosquitto is missing and could not be installed here.                #" >&2
-	echo "# Its tests will be skipped; the embedded broker does the others.      #" >&2
-	echo "# As root: apt-get install mosquitto                                   #" >&2
+	echo "# Missing, and could not be installed here:" $$wanted >&2
+	echo "# Their tests will be skipped; the embedded broker does the others." >&2
+	echo "# As root: apt-get install" $$wanted >&2
 	echo "########################################################################" >&2
 	case "$${CI:-}" in ""|0|false) ;; *) echo "in CI that is a failure" >&2; exit 1;; esac

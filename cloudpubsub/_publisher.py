@@ -107,6 +107,7 @@ class Publisher(Connection):
         self._suspicion = Suspicion()
         self._control_s: float | None = None  # since when a message stands in for the suspect
         self._control_acked_s: float | None = None
+        self._sleep_until_s = math.inf  # for what holds sending up
         self.drain = Drain()
         #: Set whenever acknowledgements came.
         self.acked = threading.Event()
@@ -240,7 +241,9 @@ class Publisher(Connection):
     def _may_sleep(self) -> bool:
         if self._stopping or self._sender.window_full:
             return True
-        if self._next_send_s() > time.monotonic():
+        next_send_s = self._next_send_s()
+        if next_send_s > time.monotonic():
+            self._sleep_until_s = next_send_s
             return True
         return self._spool_log.arm()
 
@@ -262,9 +265,9 @@ class Publisher(Connection):
             due_s = self._overdue.due_s(self._oldest_s)
             # While the peer's TCP has not taken it, nothing tells us when it does: look now and then.
             times.append(due_s if due_s < math.inf else time.monotonic() + self._options.ack_timeout / 4)
-        now_s, next_send_s = time.monotonic(), self._next_send_s()
-        if next_send_s > now_s:
-            times.append(next_send_s)
+        # What `_may_sleep` found a moment ago, even if it has passed since.
+        times.append(self._sleep_until_s)
+        self._sleep_until_s = math.inf
         first_s = min(times)
         return None if first_s == math.inf else first_s
 

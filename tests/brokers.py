@@ -1,9 +1,11 @@
-"""Real brokers for the tests: Mosquitto (the Debian package) and rumqttd (the wheel ``iotcore``), as child processes.
+"""Real brokers for the tests, as child processes: Mosquitto (the Debian package) and rumqttd (the wheel ``iotcore``);
+NATS and RabbitMQ are in `tests.more_brokers`.
 
-Both listen on 127.0.0.1 only, on ports that stay theirs while they are down, so that a client finds them again after a
+They listen on 127.0.0.1 only, on ports that stay theirs while they are down, so that a client finds them again after a
 restart and nobody else in the meantime.  They end with this process, however it ends.
 
-What differs, and was found by reading their sources and by trial (Mosquitto 2.0.11, rumqttd 0.20 in iotcore 0.4):
+What differs, and was found by reading their sources and by trial (Mosquitto 2.0.11, rumqttd 0.20 in iotcore 0.4;
+docs/brokers.md has what users see of it):
 
 * Sessions and queued messages.  Mosquitto saves them on SIGTERM: they survive `stop()` and `restart()`, not `kill()`.
   rumqttd has them in memory: they are gone after any stop.
@@ -50,9 +52,14 @@ class TlsFiles:
     foreign_client_key: str
 
 
+def path_of(program: str) -> str | None:
+    """Where a program is, or None where it is not installed."""
+    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + _SYSTEM_DIRECTORIES)
+
+
 def mosquitto_path() -> str | None:
     """The Mosquitto binary, or None where it is not installed."""
-    return shutil.which("mosquitto", path=os.environ.get("PATH", os.defpath) + _SYSTEM_DIRECTORIES)
+    return path_of("mosquitto")
 
 
 class _Port:
@@ -71,13 +78,18 @@ class _Port:
         self._socket.close()
 
 
-class _Child:
+class Child:
     """A process with a watchdog that kills it when this process is gone, even by SIGKILL."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, close_fds=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                close_fds=True,
+                env={**os.environ, **environment},
             )
         # The shell blocks in `read` until our end of its pipe closes.
         self._watchdog = subprocess.Popen(
@@ -139,7 +151,7 @@ class Broker:
         self._ports: list[_Port] = []
         self.port = self._take_port()
         self.tls_port = self._take_port() if tls else 0
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def _take_port(self) -> int:
         self._ports.append(_Port())
@@ -147,6 +159,10 @@ class Broker:
 
     def _command(self) -> list[str]:
         raise NotImplementedError
+
+    def _environment(self) -> dict[str, str]:
+        """Variables beside our own."""
+        return {}
 
     def _listening(self) -> list[int]:
         return [port for port in (self.port, self.tls_port) if port]
@@ -166,10 +182,10 @@ class Broker:
         """Start, and wait until every port accepts connections.  Returns itself."""
         if self._child is not None:
             raise RuntimeError(f"{self.name} is running already")
-        self._child = _Child(self._command(), self.log)
+        self._child = Child(self._command(), self.log, self._environment())
         deadline = time.monotonic() + timeout
         for port in self._listening():
-            while not _accepts(port):
+            while not accepts(port):
                 # Waiting for its end is the pause between two tries.
                 code = self._child.exit_code(0.02)
                 if code is not None or time.monotonic() > deadline:
@@ -374,7 +390,7 @@ class Rumqttd(Broker):
         return [*super()._listening(), self.v5_port]
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
     try:
         socket.create_connection((HOST, port), timeout=1).close()
     except OSError:

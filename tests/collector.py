@@ -141,7 +141,7 @@ class Collector:
 
     # ---- life
 
-    def start(self, timeout: float = 10.0) -> Collector:
+    def start(self, timeout: float = 30.0) -> Collector:
         """Connect, and wait until the subscription stands.  Returns itself; ``TimeoutError`` says what went wrong."""
         self._thread.start()
         try:

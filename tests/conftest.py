@@ -11,38 +11,46 @@ import pytest
 import trustme
 
 from tests.brokers import Broker, Mosquitto, Rumqttd, TlsFiles, mosquitto_path
+from tests.more_brokers import Nats, RabbitMQ, nats_path, rabbitmq_path
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_NO_MOSQUITTO = "mosquitto is not installed: tests on it were SKIPPED and prove nothing (apt-get install mosquitto)"
-_skipped = pytest.StashKey[int]()
+# Debian's packages, and whether they are installed.
+_PACKAGES = {"mosquitto": mosquitto_path, "nats-server": nats_path, "rabbitmq-server": rabbitmq_path}
+_skipped = pytest.StashKey[dict[str, int]]()
 
 
-def _in_ci() -> bool:
+def in_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
-def _need_mosquitto(config: pytest.Config) -> None:
-    if mosquitto_path() is not None:
+def _need(package: str, config: pytest.Config) -> None:
+    if _PACKAGES[package]() is not None:
         return
-    if _in_ci():
-        pytest.fail("mosquitto is not installed, and in CI nothing may be skipped for that")
-    config.stash[_skipped] = config.stash.get(_skipped, 0) + 1
-    pytest.skip(_NO_MOSQUITTO)
+    if in_ci():
+        pytest.fail(f"{package} is not installed, and in CI nothing may be skipped for that")
+    counts = config.stash.setdefault(_skipped, {})
+    counts[package] = counts.get(package, 0) + 1
+    pytest.skip(_without(package))
+
+
+def _without(package: str) -> str:
+    return f"{package} is not installed: tests on it were SKIPPED and prove nothing (apt-get install {package})"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    skipped = config.stash.get(_skipped, 0)
+    skipped = config.stash.get(_skipped, {})
     if skipped:
         terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
-        terminalreporter.line(f"{skipped} tests: {_NO_MOSQUITTO}", red=True, bold=True)
+    for package, count in skipped.items():
+        terminalreporter.line(f"{count} tests: {_without(package)}", red=True, bold=True)
 
 
 @pytest.fixture
 def mosquitto(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mosquitto]:
     """A running Mosquitto of the test's own."""
-    _need_mosquitto(request.config)
+    _need("mosquitto", request.config)
     broker = Mosquitto(tmp_path / "mosquitto")
     with broker:
         yield broker
@@ -51,7 +59,7 @@ def mosquitto(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mosqui
 @pytest.fixture
 def need_mosquitto(request: pytest.FixtureRequest) -> None:
     """For tests that start a Mosquitto with options of their own: skips, or fails in CI, where there is none."""
-    _need_mosquitto(request.config)
+    _need("mosquitto", request.config)
 
 
 @pytest.fixture
@@ -60,6 +68,41 @@ def rumqttd(tmp_path: Path) -> Iterator[Rumqttd]:
     broker = Rumqttd(tmp_path / "rumqttd")
     with broker:
         yield broker
+
+
+@pytest.fixture
+def nats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nats]:
+    """A running NATS server with JetStream, of the test's own."""
+    _need("nats-server", request.config)
+    with Nats(tmp_path / "nats") as broker:
+        yield broker
+
+
+@pytest.fixture
+def need_nats(request: pytest.FixtureRequest) -> None:
+    """For tests that start a NATS server with options of their own: skips, or fails in CI, where there is none."""
+    _need("nats-server", request.config)
+
+
+@pytest.fixture(scope="session")
+def _one_rabbitmq(tls_files: TlsFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), tls=tls_files)
+    try:
+        yield broker
+    finally:
+        broker.kill()  # nothing of it is wanted any more
+        broker.close()
+
+
+@pytest.fixture
+def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
+    """The running RabbitMQ of all tests, because it is slow to start: use client ids and topics of your own."""
+    _need("rabbitmq-server", request.config)
+    broker: RabbitMQ = request.getfixturevalue("_one_rabbitmq")
+    if not broker.is_running:
+        broker.kill()
+        broker.start()
+    return broker
 
 
 @pytest.fixture(params=["mosquitto", "rumqttd"])

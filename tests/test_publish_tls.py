@@ -212,12 +212,14 @@ def test_alpn_is_offered_by_both_connections(
 
 
 def test_a_server_that_never_answers_the_handshake_is_given_up(tls_files: TlsFiles, tmp_path: Path) -> None:
-    with FakeBroker(lambda connection: connection.until_gone()) as broker:
+    """For good, and after `connect_timeout`: no more than two attempts may hang at the same time."""
+    with FakeBroker(lambda connection: connection.until_gone(), parallel=True) as broker:
         tls = cloudpubsub.TLS(ca=tls_files.ca)
-        client = tls_client(broker.port, tmp_path, tls, connect_timeout=0.3)
+        client = tls_client(broker.port, tmp_path, tls, connect_timeout=0.3, keep_alive=3600)
         with client:
             until(lambda: broker.connections >= 2)
             assert client.stats().last_error == "TLS timed out"
+            until(lambda: broker.connections >= 5)
 
 
 def test_100_000_messages_cross_tls_and_three_cuts(tls_files: TlsFiles, tmp_path: Path) -> None:

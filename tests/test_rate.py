@@ -137,3 +137,11 @@ def test_a_client_says_how_long_its_backlog_will_take(tmp_path: Path) -> None:
 
 def test_stats_are_public() -> None:
     assert "drain_seconds" in cloudpubsub.Stats.__dataclass_fields__
+
+
+@pytest.mark.parametrize("limits", [{"max_publish_rate": 3_000}, {"max_publish_bytes_rate": 60_000}])
+def test_a_limited_client_never_stands_still(limits: dict[str, Any], tmp_path: Path) -> None:
+    """Thousands of times what is due next is due between two looks at the clock."""
+    with FakeBroker(Script()) as broker, client_to(broker.port, tmp_path, **limits) as client:
+        publish_numbers(client, range(3_000))
+        assert client.flush(LIMIT) == 0
