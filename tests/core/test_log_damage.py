@@ -299,7 +299,8 @@ def test_a_file_whose_beginning_is_lost_does_not_bring_back_what_the_ring_has_to
     assert lib.cps_log_wait_synced(spool.log.c, spool.positions[-1], 10_000) == lib.CPS_OK
     (name,) = spool.disk.names()
     spool.append(*[31] * 10)
-    lib.crash_watch(spool.disk.c, spool.disk.ffi.new("char[]", b"spill-appended"), 1)
+    point = spool.disk.ffi.new("char[]", b"spill-appended")
+    lib.crash_watch(spool.disk.c, point, 1)
     lib.cps_log_wait_synced(spool.log.c, spool.positions[-1], 100)  # written, and killed before that is said
     lib.crash_stop()
     assert lib.crash_happened()
