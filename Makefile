@@ -5,6 +5,7 @@
 # make killtest  a simulated kill at every instruction that matters, and thousands of random ones beside a real broker;
 #                for minutes (KILL_ROUNDS=20)
 # make powercut  simulated power cuts, hundreds of thousands of them (CUT_SEEDS=50000)
+# make chaos     faults of the link, broker restarts and kill -9 at random, all at once, for minutes (CHAOS_SECONDS=300)
 # make soak      overload against a small quota, with the disk looked at all the time (SOAK_SECONDS=300)
 # make lint      ruff, mypy, and the C core with every warning an error
 # make bench     what the README's numbers come from
@@ -16,6 +17,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
+# Most tests wait for somebody else most of the time; what is in one file stays on one process.
+WORKERS ?= -n 2 --dist loadfile
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -47,14 +50,14 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-brokers test-all bench lint sanitize killtest powercut soak fuzz fuzz-quick fuzz-clang clean mosquitto \
+.PHONY: demo test test-brokers test-all bench lint sanitize killtest powercut chaos soak fuzz fuzz-quick fuzz-clang clean mosquitto \
 	brokers
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
 
 test: $(VENV)/.test brokers
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 # All four brokers, also what takes tens of seconds: RabbitMQ killed and started again, a cluster of NATS nodes.
 test-brokers: $(VENV)/.test brokers
@@ -165,6 +168,10 @@ sanitize: $(VENV)/.test
 KILL_ROUNDS ?= 20
 killtest: $(VENV)/.test mosquitto
 	CLOUDPUBSUB_KILL_ROUNDS=$(KILL_ROUNDS) $(BIN)/python -m pytest -s tests/core/test_kill_points.py tests/test_publish_kill.py
+
+CHAOS_SECONDS ?= 300
+chaos: $(VENV)/.test mosquitto
+	CLOUDPUBSUB_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest -s tests/test_chaos.py
 
 SOAK_SECONDS ?= 300
 soak: $(VENV)/.test

@@ -86,7 +86,7 @@ def replay(order: dict[str, Any]) -> Sample:
     with meter:
         while framed < n:
             began_s = clock()
-            messages = sender.frame(framed)
+            messages = sender.frame(framed, 0)
             frame_s += clock() - began_s
             check(messages > 0, f"the log ended after {framed} of {n}")
             packets = sender.unsent()

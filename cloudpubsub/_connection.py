@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import select
 import socket
@@ -41,6 +40,7 @@ __all__ = ["Connection", "Ended"]
 
 _PINGREQ = b"\xc0\x00"
 _KICKED_S = 30.0  # closed by the broker within this time of CONNACK,
+_IDLE_S = 1.0
 _KICKS = 3  # so often in a row: somebody else may have taken our client id
 _WRITES = 4  # batches written before the socket is read again
 _READS = 64  # reads before what they brought is worked off
@@ -120,6 +120,7 @@ class Connection(ABC):
         self._failures = 0  # attempts and connections that have ended
         self._kicks = 0  # connections in a row that the broker closed soon
         self._hurry = False  # set by any thread
+        self._idle_due_s = time.monotonic() + _IDLE_S
         self._control: Control | None = None
         self._alive = KeepAlive(options.keep_alive)
         self._pending: memoryview | None = None  # being written
@@ -222,9 +223,8 @@ class Connection(ABC):
     def _woken(self) -> None:
         """Somebody called `wake`; also while offline."""
 
-    def _idle(self) -> float:
-        """Called while offline.  Returns in how many seconds to call again."""
-        return math.inf
+    def _idle(self) -> None:  # noqa: B027 - most have nothing to do then
+        """Called about once a second while offline, and not in the first one: connecting does not wait for it."""
 
     def _wants_to_read(self) -> bool:
         return True
@@ -314,6 +314,8 @@ class Connection(ABC):
     def _went_down(self, reason: str, state: LinkState, url: str) -> None:
         if self.is_up:
             self._hurry = False  # what was heard while the connection was up is old; what comes from here on is not
+        if self.is_up:
+            self._idle_due_s = time.monotonic() + _IDLE_S
         was_up, self.state = self.is_up, state
         self._pending = None
         if self._control is not None:
@@ -333,14 +335,14 @@ class Connection(ABC):
         """Until `is_over`, of which `wake` tells, or the deadline; calls of `wake` are served."""
         poller = select.poll()
         poller.register(self._own_wake_fd, select.POLLIN)
-        idle_s = self._idle() + time.monotonic()
         while not is_over():
             now_s = time.monotonic()
             if now_s >= deadline_s:
                 return
-            if now_s >= idle_s:
-                idle_s = self._idle() + now_s
-            if poller.poll((min(deadline_s, idle_s) - now_s) * 1000 + 1):
+            if now_s >= self._idle_due_s:
+                self._idle()
+                self._idle_due_s = now_s + _IDLE_S
+            if poller.poll((min(deadline_s, self._idle_due_s) - now_s) * 1000 + 1):
                 self._clear_wake()
                 self._woken()
 

@@ -43,7 +43,6 @@ _PACKET_MAX = 1 << 20  # what a broker has to say to a publisher is tiny
 _ANY_MESSAGES = 0xFFFFFFFF
 _READ_RETRY_S = 1.0
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
-_SWEEP_S = 1.0  # between looks for what has expired while there is no link
 
 
 def _boot_ms() -> int:
@@ -168,7 +167,7 @@ class Publisher(Connection):
         except ClosedError:
             pass  # closed while we hung; there is nothing to tell any more
 
-    def _idle(self) -> float:
+    def _idle(self) -> None:
         """While there is no link: what expires makes room."""
         try:
             if not self._has_swept or self._spool_log.ttl_seen:
@@ -177,7 +176,6 @@ class Publisher(Connection):
                     self.report_losses()
         except (ClosedError, SpoolError):
             pass
-        return _SWEEP_S
 
     # ---- out ----
 
@@ -239,13 +237,13 @@ class Publisher(Connection):
         self._overdue.wrote(n, time.monotonic())
 
     def _may_sleep(self) -> bool:
-        if self._stopping or self._sender.window_full:
+        if self._stopping:
             return True
         next_send_s = self._next_send_s()
         if next_send_s > time.monotonic():
             self._sleep_until_s = next_send_s
             return True
-        return self._spool_log.arm()
+        return self._sender.window_full or self._spool_log.arm()
 
     def _next_send_s(self) -> float:
         """When sending may go on, where something other than the window and the log holds it up."""

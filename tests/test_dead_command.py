@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from tests.publishing import LIMIT, client_to, publish_numbers
 from tests.script import Script, refuse
 
 Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _own_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in this process sends the log to what is stderr now; that must not outlast the test."""
+    logger = logging.getLogger("cloudpubsub")
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logger, "level", logger.level)
 
 
 def refused(spool: Path, *numbers: int, count: int = 6) -> None:

@@ -260,7 +260,7 @@ def test_topic_payload_userdata_and_retain_come_back_from_the_disk(path: Path) -
         (b"", b""),
         ("", b""),
     ],
-    ids=repr,
+    ids=lambda one: f"{type(one).__name__}{len(one)}",
 )
 def test_every_kind_of_payload_is_stored_as_its_bytes(given: Any, stored: bytes, spool: Spool) -> None:
     spool.append("t", given)

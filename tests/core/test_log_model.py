@@ -69,9 +69,9 @@ class Queue(RuleBasedStateMachine):
 
     def ledger_is_true(self) -> None:
         """It says by reason what was reported, in all that the counters say, and its ranges cover each message."""
+        stats = self.log.stats()  # first: what comes behind it is in the ledger, and the next look will tell
         ledger = self.disk.ffi.new("cps_ledger *")
         self.log.lib.stress_ledger(self.log.c, ledger)
-        stats = self.log.stats()
         self.lose(self.log.losses())
         if stats.settled.dropped_messages != self.dropped:
             return  # another one came between these calls; the next look will tell
