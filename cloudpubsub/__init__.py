@@ -26,7 +26,7 @@ from cloudpubsub._errors import (
     WaitTimeout,
     WrongThreadError,
 )
-from cloudpubsub._message import Drop, Message, Recovery, Stats, Will
+from cloudpubsub._message import Drop, Health, Message, Recovery, Stats, Will
 from cloudpubsub._options import Options
 from cloudpubsub._queue import Spool
 from cloudpubsub._tls import TLS
@@ -43,6 +43,7 @@ __all__ = [
     "Drop",
     "Error",
     "ForkedError",
+    "Health",
     "IdentityError",
     "Message",
     "MessageId",

@@ -23,7 +23,7 @@ from cloudpubsub._errors import (
     WrongThreadError,
 )
 from cloudpubsub._fields import check_seconds
-from cloudpubsub._message import Message, Recovery, Stats
+from cloudpubsub._message import Health, Message, Recovery, Stats
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
 from cloudpubsub._properties import UserProperties, encode_user_properties
@@ -442,6 +442,36 @@ class Client:
             if last is None:
                 raise
             return last  # closed in between
+
+    def health(self, stuck_after: float = 30.0) -> Health:
+        """Whether all threads are alive and none has been at the same thing for `stuck_after` seconds, whether the storage
+        works, and whether a connection is refused for a reason that does not pass by itself.
+
+        For a watchdog: costs microseconds, waits for nothing, and may be called from any thread.
+        """
+        check_seconds("stuck_after", stuck_after)
+        if self._closed:
+            return Health(("the client is closed",))
+        now_s = time.monotonic()
+        problems = []
+        threads: list[tuple[str, bool, float | None]] = [
+            (name, part.was_started and not part.is_alive, part.busy_since_s)
+            for name, part in (("publish", self._publisher), ("subscribe", self._subscriber))
+        ]
+        threads.append(("dispatcher", self._dispatcher.has_ended, self._dispatcher.busy_since_s))
+        for name, has_ended, since_s in threads:
+            if has_ended:
+                problems.append(f"the {name} thread has ended")
+            elif since_s is not None and now_s - since_s >= stuck_after:
+                what = "a handler or callback runs" if name == "dispatcher" else f"the {name} thread is stuck"
+                problems.append(f"{what} for {now_s - since_s:.0f} s")
+        stats = self.stats()
+        if stats.storage not in ("ok", "memory"):
+            problems.append(f"storage: {stats.storage}")
+        for name, state in (("publish", stats.publish_link), ("subscribe", stats.subscribe_link)):
+            if state not in ("up", "idle", "down"):
+                problems.append(f"{name} connection: {state}: {stats.last_error}")
+        return Health(tuple(problems))
 
     def _read_stats(self) -> Stats:
         s = self._log.stats()

@@ -118,6 +118,7 @@ class Connection(ABC):
         self._abandoned: list[Attempt] = []
         self._next_address = 0
         self._failures = 0  # attempts and connections that have ended
+        self._was_closed = False  # the last connection, by the other side
         self._kicks = 0  # connections in a row that the broker closed soon
         self._hurry = False  # set by any thread
         self._idle_due_s = time.monotonic() + _IDLE_S
@@ -131,6 +132,8 @@ class Connection(ABC):
         self.malformed = 0
         self.last_error = ""
         self.state: LinkState = "idle"
+        #: Since when the thread has been at work without waiting for an event (monotonic); None: it waits.
+        self.busy_since_s: float | None = None
         #: Set at the first connection, or when every address was tried once; `is_up` and `last_error` say which.
         self.first_attempt = threading.Event()
 
@@ -142,6 +145,10 @@ class Connection(ABC):
     @property
     def is_up(self) -> bool:
         return self.state == "up"
+
+    @property
+    def was_started(self) -> bool:
+        return self._thread.ident is not None
 
     @property
     def is_alive(self) -> bool:
@@ -284,6 +291,7 @@ class Connection(ABC):
             if not isinstance(exc, OSError):
                 self._say_surprise(exc)
         lasted_s = -1.0 if up_since_s is None else time.monotonic() - up_since_s
+        self._was_closed = was_closed
         self._kicks = self._kicks + 1 if was_closed and 0 <= lasted_s < _KICKED_S else 0
         if self._kicks >= _KICKS:
             reason += f", again and again soon after accepting us: does another client use the id {self._client_id!r}?"
@@ -336,13 +344,15 @@ class Connection(ABC):
         poller = select.poll()
         poller.register(self._own_wake_fd, select.POLLIN)
         while not is_over():
-            now_s = time.monotonic()
+            self.busy_since_s = now_s = time.monotonic()
             if now_s >= deadline_s:
                 return
             if now_s >= self._idle_due_s:
                 self._idle()
                 self._idle_due_s = now_s + _IDLE_S
+            self.busy_since_s = None
             if poller.poll((min(deadline_s, self._idle_due_s) - now_s) * 1000 + 1):
+                self.busy_since_s = time.monotonic()
                 self._clear_wake()
                 self._woken()
 
@@ -428,7 +438,7 @@ class Connection(ABC):
         poller.register(self._own_wake_fd, select.POLLIN)
         poller.register(control.tap, 0)
         while not is_over():
-            now_s = time.monotonic()
+            self.busy_since_s = now_s = time.monotonic()
             if deadline_s is not None and now_s >= deadline_s:
                 return
             blocked_on = self._write_or_hear_why(control, now_s)
@@ -442,7 +452,10 @@ class Connection(ABC):
             # What was just written may have been the last thing to wait for, and no event may follow it.
             sleeps = (blocked_on or not self.is_up or self._may_sleep()) and not is_over()
             timeout_ms = self._sleep_ms(now_s, deadline_s, not blocked_on) if sleeps else 0
-            for fd, event in poller.poll(timeout_ms):
+            self.busy_since_s = None
+            events = poller.poll(timeout_ms)
+            self.busy_since_s = time.monotonic()
+            for fd, event in events:
                 if fd == self._own_wake_fd:
                     self._clear_wake()
                     self._woken()

@@ -138,6 +138,8 @@ class Dispatcher:
         self._load = 0  # sum of the weights in the queue
         self._refused = False  # since on_room was last called
         self._busy = False
+        #: Since when the same handler or callback has been running (monotonic); None: none runs.  Read by any thread.
+        self.busy_since_s: float | None = None
         self._delivering = False
         self._stopping = False
         self._deadline_s: float | None = None  # with _stopping: the end of the time for callbacks
@@ -165,6 +167,11 @@ class Dispatcher:
         with self._lock:
             self.callback_errors += 1
         self._log.log(logging.ERROR, f"callback {_name(fn)}", "callback %s raised", _name(fn), exc_info=exc)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread was started and is no more."""
+        return self._started and self._thread.ident is not None and not self._thread.is_alive()
 
     def is_current_thread(self) -> bool:
         """Whether the caller is a handler or callback."""
@@ -275,6 +282,7 @@ class Dispatcher:
 
     def _run(self) -> None:
         while True:
+            self.busy_since_s = None
             with self._lock:
                 self._busy = False
                 if self._delivering:
@@ -329,6 +337,7 @@ class Dispatcher:
                 self._call(item.done, (item,))
 
     def _work_off(self, item: Work) -> None:
+        self.busy_since_s = time.monotonic()
         if isinstance(item, Deliver):
             try:
                 item.outcome = self._deliver(item)
@@ -342,6 +351,7 @@ class Dispatcher:
             for value in item.values:
                 if self._interrupt.is_set() and self._is_late():
                     break
+                self.busy_since_s = time.monotonic()
                 self._call(item.fn, (value,))
         else:
             self._call(item.fn, item.args)

@@ -12,7 +12,7 @@ from cloudpubsub._errors import OptionError, TopicError
 from cloudpubsub._properties import decode_user_properties
 from cloudpubsub._topic import check_topic
 
-__all__ = ["Drop", "Message", "Recovery", "Stats", "Will"]
+__all__ = ["Drop", "Health", "Message", "Recovery", "Stats", "Will"]
 
 _SHOWN_BYTES = 64
 _WILL_PAYLOAD_MAX = 65_535
@@ -227,6 +227,20 @@ class Stats:
     #: Exceptions out of handlers (each try counts) and out of callbacks.
     handler_errors: int
     callback_errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What somebody should look at.  An outage of the network is none of it: that is what the log is for.
+
+    `problems` has a line for each; `ok` says that there is none.
+    """
+
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -411,7 +411,8 @@ class Publisher(Connection):
         if self._options.poison_window is None or self._stopping:
             return
         self._note_inflight()
-        soon = time.monotonic() - self._oldest_s < self._options.poison_window
+        # Where it is we who gave up (no acknowledgement in time, no sign of life), the link may be to blame.
+        soon = self._was_closed and time.monotonic() - self._oldest_s < self._options.poison_window
         sent_end = self._spool_log.stats()["sent"]
         culprit = self._suspicion.dropped(self._oldest, sent_end, self.inflight, soon)
         if culprit is None:

@@ -1,0 +1,80 @@
+"""What a watchdog is told: threads that ended or are stuck, a storage that fails, a connection that is refused."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+import cloudpubsub
+from tests.fake_broker import FakeBroker
+from tests.packets import Connack, Publish
+from tests.publishing import LIMIT, client_to, until
+from tests.script import Script
+
+
+def test_an_outage_is_no_problem(tmp_path: Path) -> None:
+    client = client_to(1, tmp_path)
+    assert client.health() == cloudpubsub.Health() and client.health().ok
+    with client:
+        client.publish("a", b"")
+        until(lambda: client.stats().last_error)
+        assert client.health().ok
+    assert client.health().problems == ("the client is closed",)
+
+
+def test_a_working_client_is_well(tmp_path: Path) -> None:
+    with FakeBroker(Script(), parallel=True) as broker, client_to(broker.port, tmp_path) as client:
+        client.subscribe("a", print)
+        client.wait_subscribed(LIMIT)
+        client.wait(client.publish("a", b""), LIMIT)
+        assert client.health(stuck_after=10).ok
+
+
+def test_a_handler_that_hangs_is_told(tmp_path: Path) -> None:
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang(_message: object) -> None:
+        hangs.set()
+        go_on.wait(LIMIT)
+
+    with FakeBroker(Script()) as broker, client_to(broker.port, tmp_path, on_publish=hang) as client:
+        client.publish("a", b"")
+        assert hangs.wait(LIMIT)
+        until(lambda: not client.health(stuck_after=0.01).ok)
+        assert "handler or callback runs for" in client.health(stuck_after=0.01).problems[0]
+        go_on.set()
+        until(lambda: client.health(stuck_after=10).ok)
+
+
+def test_a_refused_connection_is_told(tmp_path: Path) -> None:
+    with FakeBroker(Script(connack=Connack(5))) as broker, client_to(broker.port, tmp_path) as client:
+        until(lambda: client.health().problems)
+        assert client.health().problems[0].startswith("publish connection: refused: refused: not authorised")
+
+
+def test_a_thread_that_is_stuck_is_told(tmp_path: Path) -> None:
+    """In a credentials callable it could not be: that has a thread of its own.  In the hook it is."""
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hook(message: cloudpubsub.Message, _id: cloudpubsub.MessageId) -> bytes:
+        hangs.set()
+        go_on.wait(LIMIT)
+        return message.payload
+
+    script = Script()
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, payload_hook=hook) as client:
+        client.publish("a", b"")
+        assert hangs.wait(LIMIT)
+        until(lambda: not client.health(stuck_after=0.01).ok)
+        assert "publish thread is stuck" in client.health(stuck_after=0.01).problems[0]
+        go_on.set()
+        script.wait(Publish)
+        assert client.health(stuck_after=10).ok
+
+
+@pytest.mark.parametrize("value", [None, "5", float("nan"), True])
+def test_a_wrong_limit_is_refused(value: float) -> None:
+    with client_to(1, None) as client, pytest.raises(ValueError, match="stuck_after"):
+        client.health(value)
