@@ -444,8 +444,8 @@ class Client:
             return last  # closed in between
 
     def health(self, stuck_after: float = 30.0) -> Health:
-        """Whether all threads are alive and none has been at the same thing for `stuck_after` seconds, whether the storage
-        works, and whether a connection is refused for a reason that does not pass by itself.
+        """Whether all threads are alive and none is stuck (at the same thing for `stuck_after` seconds), whether the
+        storage works, and whether a connection is refused for a reason that does not pass by itself.
 
         For a watchdog: costs microseconds, waits for nothing, and may be called from any thread.
         """
