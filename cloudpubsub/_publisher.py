@@ -239,13 +239,14 @@ class Publisher(Connection):
         self._overdue.wrote(n, time.monotonic())
 
     def _may_sleep(self) -> bool:
-        if self._stopping or self._sender.window_full:
+        if self._stopping:
             return True
         next_send_s = self._next_send_s()
         if next_send_s > time.monotonic():
             self._sleep_until_s = next_send_s
             return True
-        return self._spool_log.arm()
+        # The window was full when it was last looked at; only what is in flight can wake us.
+        return (self._sender.window_full and self.inflight > 0) or self._spool_log.arm()
 
     def _next_send_s(self) -> float:
         """When sending may go on, where something other than the window and the log holds it up."""
