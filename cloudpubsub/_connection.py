@@ -22,13 +22,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from paho.mqtt.packettypes import PacketTypes
-
 from cloudpubsub._backoff import Backoff
 from cloudpubsub._connecting import Attempt, LinkState, explain, state_after
+from cloudpubsub._ended import ClosedByBroker, Ended, Refused, ended_by
 from cloudpubsub._keep_alive import KeepAlive
 from cloudpubsub._paho import WOULD_BLOCK, BrokerLimits, Control, Stage, waits_for
-from cloudpubsub._refusal import reason_name
 from cloudpubsub._report import RateLimitedLog
 from cloudpubsub._websocket import WebSocketError
 
@@ -36,12 +34,12 @@ if TYPE_CHECKING:
     from cloudpubsub._link import _Inbound
     from cloudpubsub._options import Options
 
-__all__ = ["Connection", "Ended"]
+__all__ = ["Connection"]
 
 _PINGREQ = b"\xc0\x00"
 _KICKED_S = 30.0  # closed by the broker within this time of CONNACK,
-_IDLE_S = 1.0
 _KICKS = 3  # so often in a row: somebody else may have taken our client id
+_IDLE_S = 1.0  # between calls of `_idle`
 _WRITES = 4  # batches written before the socket is read again
 _READS = 64  # reads before what they brought is worked off
 _READ_BYTES = 64 * 1024
@@ -50,32 +48,6 @@ _CONNECTORS = 2  # helper threads that may hang in name resolution at the same t
 _LINGER_S = 1.0  # for the broker to take our last packets and close
 _DRAIN_SHARE = 0.6  # of the time to stop: to wait for acknowledgements,
 _GOODBYE_SHARE = 0.9  # and to have said goodbye; the rest is for the thread to end
-_UNAVAILABLE = 3
-_FAILURE_5 = 0x80
-# Of the reasons of an MQTT 5 CONNACK those that somebody has to do something about; the others pass.
-_REFUSED_5 = {0x81, 0x82, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C, 0x90, 0x95, 0x99, 0x9A, 0x9B}
-_REFUSED = {
-    1: "refused: the broker does not speak this protocol version",
-    2: "refused: client id rejected",
-    3: "refused: broker unavailable",
-    4: "refused: bad user name or password",
-    5: "refused: not authorised",
-}
-
-
-class Ended(Exception):
-    """The connection, or the attempt to make it, is over; the text says why."""
-
-
-class Refused(Ended):
-    """CONNACK said no, for a reason that will not pass by itself."""
-
-
-class ClosedByBroker(Ended):
-    """By it, or by somebody on the way to it."""
-
-    def __init__(self, why: str = "") -> None:
-        super().__init__(f"closed by the broker{why}")
 
 
 class Connection(ABC):
@@ -373,7 +345,7 @@ class Connection(ABC):
         connack_by_s = min(deadline_s, time.monotonic() + self._options.connack_timeout)
         self._loop(control, lambda: self._stopping or self._inbound.connack >= 0, connack_by_s)
         if self._inbound.connack > 0:
-            raise self._closed()
+            raise ended_by(self._inbound)
         if self._inbound.connack < 0:
             raise Ended("closed" if self._stopping else "no CONNACK in time")
         return control
@@ -466,21 +438,9 @@ class Connection(ABC):
                 elif event & (select.POLLHUP | select.POLLERR):
                     raise ClosedByBroker()  # what it still sent will be sent again
             if control.is_closed:
-                raise self._closed()
+                raise ended_by(self._inbound)
             # Only now, when all that had come is read: this process may have been stopped for a while.
             self._check_alive(time.monotonic())
-
-    def _closed(self) -> Ended:
-        code, said = self._inbound.connack, self._inbound.reason_string
-        tail = f": {said}" if said else ""
-        if code <= 0:
-            code = self._inbound.disconnect
-            return ClosedByBroker("" if code < 0 else f": {reason_name(code, PacketTypes.DISCONNECT)}{tail}")
-        if code >= _FAILURE_5:
-            reason = f"refused: {reason_name(code, PacketTypes.CONNACK)}{tail}"
-            return Refused(reason) if code in _REFUSED_5 else Ended(reason)
-        reason = _REFUSED.get(code, f"refused: code {code}")
-        return Ended(reason) if code == _UNAVAILABLE else Refused(reason)
 
     def _sleep_ms(self, now_s: float, deadline_s: float | None, can_write: bool) -> float:
         """How long nothing is to be done, if there is no event."""
@@ -580,7 +540,7 @@ class Connection(ABC):
         self._work_off(control)
         self.malformed += isinstance(error, WebSocketError)
         if isinstance(error, (Ended, ssl.SSLEOFError)):
-            raise self._closed()
+            raise ended_by(self._inbound)
         if error is not None:
             raise error
 

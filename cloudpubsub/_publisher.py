@@ -22,8 +22,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cloudpubsub._backoff import Backoff
-from cloudpubsub._connection import Connection, Ended, Refused
+from cloudpubsub._connection import Connection
 from cloudpubsub._dispatcher import Call, CallEach, Dispatcher
+from cloudpubsub._ended import Ended, Refused
 from cloudpubsub._errors import ClosedError, SpoolError
 from cloudpubsub._link import ANY_BYTES, Sender
 from cloudpubsub._message import Drop, Message
@@ -243,7 +244,8 @@ class Publisher(Connection):
         if next_send_s > time.monotonic():
             self._sleep_until_s = next_send_s
             return True
-        return self._sender.window_full or self._spool_log.arm()
+        # The window was full when it was last looked at; only what is in flight can wake us.
+        return (self._sender.window_full and self.inflight > 0) or self._spool_log.arm()
 
     def _next_send_s(self) -> float:
         """When sending may go on, where something other than the window and the log holds it up."""

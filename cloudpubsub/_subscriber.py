@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cloudpubsub._connection import Connection, Ended
+from cloudpubsub._connection import Connection
 from cloudpubsub._dispatcher import Deliver, Dispatcher, Outcome
+from cloudpubsub._ended import Ended
 from cloudpubsub._errors import ClosedError
 from cloudpubsub._link import Receiver, frame_pubacks
 from cloudpubsub._message import Message

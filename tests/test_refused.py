@@ -15,7 +15,7 @@ from cloudpubsub._refusal import Refusals, Verdict
 from tests.fake_broker import FakeBroker
 from tests.packets import Connack, Puback, Publish
 from tests.publishing import LIMIT, client_to, publish_numbers, until
-from tests.script import Event, Script, refuse
+from tests.script import WITHHOLD, Event, Script, refuse
 
 QUOTA, UNSPECIFIED, NOT_AUTHORISED, TOPIC_INVALID, FORMAT_INVALID = 0x97, 0x80, 0x87, 0x90, 0x99
 
@@ -85,6 +85,24 @@ def test_quota_exceeded_is_tried_again_in_order_until_it_passes(tmp_path: Path) 
     assert sorted(sent) == sorted([*range(20), 3, 3, 3, 3])
     last_refused = len(sent) - 1 - sent[::-1].index(3)
     assert all(number <= 7 for number in sent[:last_refused]), "nothing beyond the window went before it"
+
+
+def test_a_refusal_that_empties_a_full_window_does_not_wait_for_a_ping(tmp_path: Path) -> None:
+    """The whole window is answered at once, and nothing comes after that which could wake the sender."""
+    ids: list[int] = []
+
+    def instead(event: Event) -> Any:
+        if not isinstance(event.packet, Publish) or len(ids) == 5:
+            return None
+        ids.append(event.packet.packet_id)
+        return [Puback(ids[0], QUOTA), *map(Puback, ids[1:])] if len(ids) == 5 else WITHHOLD
+
+    with client_to(1, tmp_path) as client:
+        publish_numbers(client, range(20))
+    script = Script(instead, connack=Connack(properties={"receive_maximum": 5}))
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, protocol="5") as client:
+        assert client.flush(5) == 0
+        assert client.stats().connects == 1
 
 
 def test_a_refusal_that_says_nothing_is_tried_a_few_times(tmp_path: Path) -> None:
