@@ -126,11 +126,11 @@ class Queue(RuleBasedStateMachine):
         self.log.settle(self.flight[:count])
         self.forget(count)
 
-    @rule(count=st.integers(1, 16), data=st.data())
-    def settle_with_other_ends(self, count: int, data: st.DataObject) -> None:
-        done = self.flight[:count]
-        reasons = [0, self.lib.CPS_REASON_EXPIRED, self.lib.CPS_REASON_DEAD]
-        chosen = data.draw(st.lists(st.sampled_from(reasons), min_size=len(done), max_size=len(done)))
+    @rule(fates=st.lists(st.sampled_from(["acked", "expired", "dead"]), min_size=1, max_size=16))
+    def settle_with_other_ends(self, fates: list[str]) -> None:
+        done = self.flight[: len(fates)]
+        reasons = {"acked": 0, "expired": self.lib.CPS_REASON_EXPIRED, "dead": self.lib.CPS_REASON_DEAD}
+        chosen = [reasons[fate] for fate in fates[: len(done)]]
         ended = {one.position: reason for one, reason in zip(done, chosen, strict=True) if reason}
         self.log.settle(done, ended)
         del self.flight[: len(done)]
