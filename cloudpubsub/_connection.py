@@ -50,6 +50,7 @@ _CONNECTORS = 2  # helper threads that may hang in name resolution at the same t
 _LINGER_S = 1.0  # for the broker to take our last packets and close
 _DRAIN_SHARE = 0.6  # of the time to stop: to wait for acknowledgements,
 _GOODBYE_SHARE = 0.9  # and to have said goodbye; the rest is for the thread to end
+_HUNG_UP = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _UNAVAILABLE = 3
 _FAILURE_5 = 0x80
 # Of the reasons of an MQTT 5 CONNACK those that somebody has to do something about; the others pass.
@@ -118,6 +119,7 @@ class Connection(ABC):
         self._abandoned: list[Attempt] = []
         self._next_address = 0
         self._failures = 0  # attempts and connections that have ended
+        self._was_closed = False  # the last connection ended by the broker's doing, or by somebody's on the way
         self._kicks = 0  # connections in a row that the broker closed soon
         self._hurry = False  # set by any thread
         self._control: Control | None = None
@@ -280,9 +282,10 @@ class Connection(ABC):
                 state = "refused"
         except Exception as exc:
             # A bug or a surprise of the network must not end the thread: this connection is over, the next may do.
-            reason, was_closed, state = explain(exc), isinstance(exc, ConnectionError), state_after(exc)
+            reason, was_closed, state = explain(exc), isinstance(exc, _HUNG_UP), state_after(exc)
             if not isinstance(exc, OSError):
                 self._say_surprise(exc)
+        self._was_closed = was_closed
         lasted_s = -1.0 if up_since_s is None else time.monotonic() - up_since_s
         self._kicks = self._kicks + 1 if was_closed and 0 <= lasted_s < _KICKED_S else 0
         if self._kicks >= _KICKS:

@@ -44,6 +44,9 @@ _ANY_MESSAGES = 0xFFFFFFFF
 _READ_RETRY_S = 1.0
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 _SWEEP_S = 1.0  # between looks for what has expired while there is no link
+# Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
+# rate, quota, administrative, another server (twice), connection rate, maximum connect time.
+_NOBODYS_FAULT = {0x89, 0x8B, 0x8D, 0x8E, 0x93, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
 
 
 def _boot_ms() -> int:
@@ -414,7 +417,9 @@ class Publisher(Connection):
         if self._options.poison_window is None or self._stopping:
             return
         self._note_inflight()
-        soon = time.monotonic() - self._oldest_s < self._options.poison_window
+        # Where it was we who gave the link up, or the broker says what else it was, no message is to blame.
+        hung_up = self._was_closed and self._inbound.disconnect not in _NOBODYS_FAULT
+        soon = hung_up and time.monotonic() - self._oldest_s < self._options.poison_window
         sent_end = self._spool_log.stats()["sent"]
         culprit = self._suspicion.dropped(self._oldest, sent_end, self.inflight, soon)
         if culprit is None:

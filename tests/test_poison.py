@@ -10,9 +10,9 @@ import pytest
 from cloudpubsub import Message
 from cloudpubsub._suspicion import Suspicion
 from tests.fake_broker import FakeBroker
-from tests.packets import Publish
+from tests.packets import Disconnect, Publish
 from tests.publishing import client_to, publish_numbers, until
-from tests.script import HANG_UP, Cut, Event, Script
+from tests.script import HANG_UP, WITHHOLD, Cut, Event, Script
 
 QUICK: dict[str, Any] = {"poison_window": 0.3, "reconnect_min": 0.01, "reconnect_max": 0.02, "min_stable": 0}
 
@@ -88,6 +88,40 @@ def test_links_that_break_at_random_condemn_nobody(tmp_path: Path) -> None:
             publish_numbers(client, range(200))
             assert client.flush(60) == 0
             assert client.stats().dead_lettered == 0
+
+
+@pytest.mark.parametrize("reason", [0x89, 0x8B, 0x8E, 0x96])
+def test_a_broker_that_says_why_it_hangs_up_condemns_nobody(reason: int, tmp_path: Path) -> None:
+    """Shutting down, taken over and the like, whenever the same message is in flight."""
+
+    def instead(event: Event) -> Any:
+        is_suspect = isinstance(event.packet, Publish) and event.packet.payload == b"0"
+        return Disconnect(reason) if is_suspect else None
+
+    check_that_nobody_is_condemned(instead, tmp_path, protocol="5", connects=12)
+
+
+def test_a_link_that_we_give_up_condemns_nobody(tmp_path: Path) -> None:
+    """One message is never acknowledged, so that `ack_timeout` ends every connection that carries it, and soon."""
+
+    def instead(event: Event) -> Any:
+        is_suspect = isinstance(event.packet, Publish) and event.packet.payload == b"0"
+        return WITHHOLD if is_suspect else None
+
+    check_that_nobody_is_condemned(instead, tmp_path, ack_timeout=0.1, connects=8)
+
+
+def check_that_nobody_is_condemned(instead: Any, spool: Path, *, connects: int, **settings: Any) -> None:
+    """With others always there that could stand in for the suspect."""
+    with FakeBroker(Script(instead)) as broker, client_to(broker.port, spool, **QUICK, **settings) as client:
+        publish_numbers(client, range(5))
+
+        def is_enough() -> bool:
+            publish_numbers(client, range(5, 6))
+            return client.stats().connects >= connects
+
+        until(is_enough)
+        assert client.stats().dead_lettered == 0
 
 
 def test_without_a_poison_window_nothing_is_ever_condemned(tmp_path: Path) -> None:
