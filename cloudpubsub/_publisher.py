@@ -88,7 +88,8 @@ class Publisher(Connection):
         self._spool_log = log
         self._dispatcher = dispatcher
         self._keep_dead = keep_dead
-        self._dead: deque[Call] = deque()  # reports of dead letters for which the dispatcher had no room
+        # Reports of dead letters for which the dispatcher had no room.  Nothing is sent or read before they are gone.
+        self._dead: deque[Call] = deque()
         self._storage = log.storage()[0]  # as last reported
         self._reports = options.on_publish is not None
         self._held: CallEach | None = None  # a report for which the dispatcher had no room
@@ -186,7 +187,7 @@ class Publisher(Connection):
 
     def _next_bytes(self) -> memoryview | None:
         now_s = time.monotonic()
-        if self._stopping or now_s < self._read_again_s or not self._may_send(now_s):
+        if self._stopping or self._dead or now_s < self._read_again_s or not self._may_send(now_s):
             return None
         messages, size = self.messages_rate.available(now_s), self.bytes_rate.available(now_s)
         if messages < 1 or size <= 0:
@@ -242,7 +243,7 @@ class Publisher(Connection):
         self._overdue.wrote(n, time.monotonic())
 
     def _may_sleep(self) -> bool:
-        if self._stopping:
+        if self._stopping or self._dead:
             return True
         next_send_s = self._next_send_s()
         if next_send_s > time.monotonic():
@@ -264,7 +265,7 @@ class Publisher(Connection):
 
     def _next_deadline_s(self) -> float | None:
         times = [math.inf]
-        if self._oldest is not None and self._held is None:
+        if self._oldest is not None and self._wants_to_read():
             self._note_queue(time.monotonic())
             due_s = self._overdue.due_s(self._oldest_s)
             # While the peer's TCP has not taken it, nothing tells us when it does: look now and then.
@@ -336,7 +337,7 @@ class Publisher(Connection):
         return self._held is None and not self._dead
 
     def _check(self, now_s: float) -> None:
-        if self._oldest is None or self._held is not None:
+        if self._oldest is None or not self._wants_to_read():
             return
         self._note_queue(now_s)
         if now_s >= self._overdue.due_s(self._oldest_s):
@@ -434,9 +435,12 @@ class Publisher(Connection):
     # ---- on request ----
 
     def _woken(self) -> None:
+        wanted_to_read = self._wants_to_read()
         if self._held is not None and self._report_held() and self._control is not None:
             self._work_off(self._control)  # what waited behind the report
         self.report_losses()
+        if not wanted_to_read:
+            self._overdue.read_again(time.monotonic())
 
     def report_losses(self) -> None:
         """Tell about messages that ended without an acknowledgement, and about the storage, since the last call."""
