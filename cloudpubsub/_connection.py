@@ -306,7 +306,8 @@ class Connection(ABC):
 
     def _went_up(self, control: Control, url: str) -> None:
         limits = control.limits or BrokerLimits()
-        self._alive = KeepAlive(limits.server_keep_alive or self._options.keep_alive)
+        # What the broker says is the most that it waits for us; how long we wait for it is ours to say.
+        self._alive = KeepAlive(min(limits.server_keep_alive or math.inf, self._options.keep_alive))
         self._alive.restart(time.monotonic())
         self._established(control, limits)
         self.connects += 1

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Publisher"]
 
 _PACKET_MAX = 1 << 20  # what a broker has to say to a publisher is tiny
+_PUBLISH_MIN = 8  # bytes of the smallest PUBLISH of QoS 1: a topic of one letter and no payload
 _ANY_MESSAGES = 0xFFFFFFFF
 _READ_RETRY_S = 1.0
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
@@ -150,6 +151,8 @@ class Publisher(Connection):
     def _established(self, control: Control, limits: BrokerLimits) -> None:
         if limits.maximum_qos < 1:
             raise Refused("the broker takes no QoS 1, without which nothing is certain to arrive")
+        if limits.maximum_packet_size < _PUBLISH_MIN:  # then it is not the messages that are too large
+            raise Refused(f"too small for any message: the broker's Maximum Packet Size of {limits.maximum_packet_size}")
         self._limits = limits
         self._window = min(self._options.max_inflight, limits.receive_maximum)
         self._sender.broker(
