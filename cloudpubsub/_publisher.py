@@ -152,7 +152,8 @@ class Publisher(Connection):
         if limits.maximum_qos < 1:
             raise Refused("the broker takes no QoS 1, without which nothing is certain to arrive")
         if limits.maximum_packet_size < _PUBLISH_MIN:  # then it is not the messages that are too large
-            raise Refused(f"too small for any message: the broker's Maximum Packet Size of {limits.maximum_packet_size}")
+            size = limits.maximum_packet_size
+            raise Refused(f"the broker's Maximum Packet Size of {size} bytes is too small for any message")
         self._limits = limits
         self._window = min(self._options.max_inflight, limits.receive_maximum)
         self._sender.broker(
