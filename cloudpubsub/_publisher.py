@@ -183,6 +183,7 @@ class Publisher(Connection):
                 self._has_swept = True
                 if self._sender.expire(_boot_ms()):
                     self.report_losses()
+                    return 0.0  # there may be more
         except (ClosedError, SpoolError):
             pass
         return _SWEEP_S
