@@ -183,6 +183,21 @@ def test_a_control_that_drops_too_clears_the_suspect_and_another_stands_in_next(
     assert suspicion.is_control and suspicion.skipped == 1
 
 
+def test_where_none_is_left_to_stand_in_the_first_is_asked_again() -> None:
+    """Links that broke had each asked for one further behind, where nothing is any more."""
+    suspicion = Suspicion()
+    drop_alone(suspicion, 8)
+    for _ in range(3):
+        drop_alone(suspicion, 8)
+        assert suspicion.is_control
+        drop_alone(suspicion, 108)
+    drop_alone(suspicion, 8)
+    assert suspicion.is_control and suspicion.skipped == 3
+    suspicion.give_up_control()
+    drop_alone(suspicion, 8)
+    assert suspicion.is_control and suspicion.skipped == 0
+
+
 def test_nothing_in_flight_is_nobodys_fault() -> None:
     suspicion = Suspicion()
     for _ in range(10):
