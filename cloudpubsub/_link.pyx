@@ -29,6 +29,7 @@ cdef enum:
     TAKE_MAX = 1024  # acknowledgements at once where each is reported
     SWEEP_BYTES = 4096  # of the disk, to look for what has expired,
     SWEEPS = 256  # so often at once
+    WINDOW_MIN = 32  # entries: what is held takes a place too, however few may be in flight
     REASON_STRING = 0x1F  # MQTT 5 property
     ENDINGS = 16  # CPS_WINDOW_ENDINGS
 
@@ -173,7 +174,7 @@ cdef class Sender(_Inbound):
         self.out = <uint8_t *>malloc(self.out_size)
         if self.out == NULL:
             raise MemoryError("no memory for the output buffer")
-        check_status(cps_window_open(max_inflight, max_inflight_bytes, &self.window))
+        check_status(cps_window_open(max(max_inflight, <uint32_t>WINDOW_MIN), max_inflight_bytes, &self.window))
         self.open_stream(packet_max, level)
         self.broker()
 

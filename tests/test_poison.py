@@ -10,7 +10,7 @@ import pytest
 from cloudpubsub import Message
 from cloudpubsub._suspicion import Suspicion
 from tests.fake_broker import FakeBroker
-from tests.packets import Disconnect, Publish
+from tests.packets import Connack, Disconnect, Publish
 from tests.publishing import client_to, publish_numbers, until
 from tests.script import HANG_UP, WITHHOLD, Cut, Event, Script
 
@@ -59,6 +59,17 @@ def test_several_poison_messages_are_found_one_by_one(tmp_path: Path) -> None:
             publish_numbers(client, range(12))
             assert client.flush(60) == 3
             assert client.stats().dead_lettered == 3
+
+
+@pytest.mark.parametrize("limit", ["max_inflight", "receive_maximum"])
+def test_poison_is_found_also_where_one_message_may_be_in_flight(limit: str, tmp_path: Path) -> None:
+    connack = Connack(properties={"receive_maximum": 1} if limit == "receive_maximum" else {})
+    settings: dict[str, Any] = {"protocol": "5", "max_inflight": 1 if limit == "max_inflight" else None}
+    script = Script(hang_up_at(2, 3), connack=connack)
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, **settings, **QUICK) as client:
+        publish_numbers(client, range(8))
+        assert client.flush(10) == 2
+    assert script.most_in_flight == 1
 
 
 def test_a_broker_that_hangs_up_whatever_is_sent_condemns_nobody(tmp_path: Path) -> None:
