@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import socket
@@ -48,6 +49,7 @@ _CONNECTORS = 2  # helper threads that may hang in name resolution at the same t
 _LINGER_S = 1.0  # for the broker to take our last packets and close
 _DRAIN_SHARE = 0.6  # of the time to stop: to wait for acknowledgements,
 _GOODBYE_SHARE = 0.9  # and to have said goodbye; the rest is for the thread to end
+_HUNG_UP = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Connection(ABC):
@@ -90,7 +92,7 @@ class Connection(ABC):
         self._abandoned: list[Attempt] = []
         self._next_address = 0
         self._failures = 0  # attempts and connections that have ended
-        self._was_closed = False  # the last connection, by the other side
+        self._was_closed = False  # the last connection ended by the broker's doing, or by somebody's on the way
         self._kicks = 0  # connections in a row that the broker closed soon
         self._hurry = False  # set by any thread
         self._idle_due_s = time.monotonic() + _IDLE_S
@@ -202,8 +204,12 @@ class Connection(ABC):
     def _woken(self) -> None:
         """Somebody called `wake`; also while offline."""
 
-    def _idle(self) -> None:  # noqa: B027 - most have nothing to do then
-        """Called about once a second while offline, and not in the first one: connecting does not wait for it."""
+    def _idle(self) -> bool:
+        """Called about once a second while offline, and not in the first one: connecting does not wait for it.
+
+        Returns whether there is more to do at once.
+        """
+        return False
 
     def _wants_to_read(self) -> bool:
         return True
@@ -259,7 +265,7 @@ class Connection(ABC):
                 state = "refused"
         except Exception as exc:
             # A bug or a surprise of the network must not end the thread: this connection is over, the next may do.
-            reason, was_closed, state = explain(exc), isinstance(exc, ConnectionError), state_after(exc)
+            reason, was_closed, state = explain(exc), isinstance(exc, _HUNG_UP), state_after(exc)
             if not isinstance(exc, OSError):
                 self._say_surprise(exc)
         lasted_s = -1.0 if up_since_s is None else time.monotonic() - up_since_s
@@ -283,7 +289,8 @@ class Connection(ABC):
 
     def _went_up(self, control: Control, url: str) -> None:
         limits = control.limits or BrokerLimits()
-        self._alive = KeepAlive(limits.server_keep_alive or self._options.keep_alive)
+        # What the broker says is the most that it waits for us; how long we wait for it is ours to say.
+        self._alive = KeepAlive(min(limits.server_keep_alive or math.inf, self._options.keep_alive))
         self._alive.restart(time.monotonic())
         self._established(control, limits)
         self.connects += 1
@@ -320,8 +327,7 @@ class Connection(ABC):
             if now_s >= deadline_s:
                 return
             if now_s >= self._idle_due_s:
-                self._idle()
-                self._idle_due_s = now_s + _IDLE_S
+                self._idle_due_s = now_s if self._idle() else now_s + _IDLE_S
             self.busy_since_s = None
             if poller.poll((min(deadline_s, self._idle_due_s) - now_s) * 1000 + 1):
                 self.busy_since_s = time.monotonic()

@@ -27,7 +27,9 @@ cdef enum:
     READ_BYTES = 128 * 1024
     IN_BYTES = 64 * 1024
     TAKE_MAX = 1024  # acknowledgements at once where each is reported
-    SWEEP_BYTES = 4096  # of the disk, to look for what has expired
+    SWEEP_BYTES = 4096  # of the disk, to look for what has expired,
+    SWEEPS = 256  # so often at once
+    WINDOW_MIN = 32  # entries: what is held takes a place too, however few may be in flight
     REASON_STRING = 0x1F  # MQTT 5 property
     ENDINGS = 16  # CPS_WINDOW_ENDINGS
 
@@ -172,7 +174,7 @@ cdef class Sender(_Inbound):
         self.out = <uint8_t *>malloc(self.out_size)
         if self.out == NULL:
             raise MemoryError("no memory for the output buffer")
-        check_status(cps_window_open(max_inflight, max_inflight_bytes, &self.window))
+        check_status(cps_window_open(max(max_inflight, <uint32_t>WINDOW_MIN), max_inflight_bytes, &self.window))
         self.open_stream(packet_max, level)
         self.broker()
 
@@ -364,28 +366,35 @@ cdef class Sender(_Inbound):
         return CPS_OK
 
     def expire(self, uint64_t boot_ms):
-        """Settle what has expired at the front of the log, while nothing is in flight.  Returns how many messages."""
+        """Settle what has expired at the front of the log, while nothing is in flight.  Returns how many messages.
+
+        Stops after a while, so that nobody has to wait for it: as long as it returns some, there may be more.
+        """
         cdef uint64_t total = 0
-        cdef bint more = True
+        cdef int left = SWEEPS
         self.log.enter()
         try:
-            with nogil:  # the disk may hang
-                while more:
-                    more = self.expire_batch(boot_ms, &total)
+            with nogil:
+                while left > 0 and self.expire_batch(boot_ms, &total):
+                    left -= 1
             self.log.rewind()  # a file that was looked at can be dropped again
         finally:
             self.log.leave()
         return total
 
     cdef bint expire_batch(self, uint64_t boot_ms, uint64_t *total) noexcept nogil:
-        """One run of records; whether more may have expired behind it."""
+        """One run of records.  False: the front of the log has not expired."""
         cdef cps_batch batch
         cdef cps_record record
         cdef cps_loss loss
         cdef cps_fate fate
-        cdef size_t at = 0, consumed = 0
+        cdef size_t at = 0
         if self.log.c_read(SWEEP_BYTES, &batch) != CPS_OK:
             return False
+        if batch.size == 0:  # lost on the disk, and counted
+            self.log.c_read_done(batch.lost_end - batch.position)
+            self.log.c_settle(batch.lost_end, 0, 0, NULL, 0)
+            return True
         loss.messages = loss.bytes = 0
         while at < batch.size:
             if cps_record_load(batch.bytes + at, batch.size - at, batch.position + at, &record) != CPS_OK:
@@ -399,19 +408,17 @@ cdef class Sender(_Inbound):
                     self.log.ttl_seen = True
                 if record.ttl_ms == 0 or cps_record_age_ms(&record, boot_ms, batch.earlier_boot) < record.ttl_ms:
                     break
-                consumed = at + cps_record_span(record.length_bytes)
                 loss.messages += 1
                 loss.bytes += cps_record_span(record.length_bytes)
             at += cps_record_span(record.length_bytes)
-        self.log.c_read_done(consumed)
-        if consumed == 0:
-            return False
-        loss.first = batch.position
-        loss.end = batch.position + consumed
-        loss.reason = CPS_REASON_EXPIRED
-        self.log.c_settle(loss.end, 0, 0, &loss, 1)
-        total[0] += loss.messages
-        return consumed == batch.size
+        self.log.c_read_done(at)
+        if loss.messages > 0:  # over pads alone the head has gone already
+            loss.first = batch.position
+            loss.end = batch.position + at
+            loss.reason = CPS_REASON_EXPIRED
+            self.log.c_settle(loss.end, 0, 0, &loss, 1)
+            total[0] += loss.messages
+        return at == batch.size
 
     def unsent(self):
         """A view of the framed bytes that the socket has not taken; the same bytes until `sent` says otherwise."""

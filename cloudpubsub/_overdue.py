@@ -60,6 +60,11 @@ class Overdue:
         """Acknowledgements came."""
         self._acked_s = now_s
 
+    def read_again(self, now_s: float) -> None:
+        """For a while the socket was not read: acknowledgements that wait there could not be seen."""
+        self._acked_s = now_s
+        self._overtaken_s = max(self._overtaken_s, now_s)
+
     def oldest(self, position: int | None, now_s: float, was_acked: bool) -> None:
         """The oldest message in flight; `was_acked`: after acknowledgements came, which were of others then."""
         if position != self._oldest:

@@ -41,9 +41,13 @@ if TYPE_CHECKING:
 __all__ = ["Publisher"]
 
 _PACKET_MAX = 1 << 20  # what a broker has to say to a publisher is tiny
+_PUBLISH_MIN = 8  # bytes of the smallest PUBLISH of QoS 1: a topic of one letter and no payload
 _ANY_MESSAGES = 0xFFFFFFFF
 _READ_RETRY_S = 1.0
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
+# Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
+# rate, quota, administrative, another server (twice), connection rate, maximum connect time.
+_NOBODYS_FAULT = {0x89, 0x8B, 0x8D, 0x8E, 0x93, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0x9F, 0xA0}
 
 
 def _boot_ms() -> int:
@@ -85,7 +89,8 @@ class Publisher(Connection):
         self._spool_log = log
         self._dispatcher = dispatcher
         self._keep_dead = keep_dead
-        self._dead: deque[Call] = deque()  # reports of dead letters for which the dispatcher had no room
+        # Reports of dead letters for which the dispatcher had no room.  Nothing is sent or read before they are gone.
+        self._dead: deque[Call] = deque()
         self._storage = log.storage()[0]  # as last reported
         self._reports = options.on_publish is not None
         self._held: CallEach | None = None  # a report for which the dispatcher had no room
@@ -146,6 +151,9 @@ class Publisher(Connection):
     def _established(self, control: Control, limits: BrokerLimits) -> None:
         if limits.maximum_qos < 1:
             raise Refused("the broker takes no QoS 1, without which nothing is certain to arrive")
+        if limits.maximum_packet_size < _PUBLISH_MIN:  # then it is not the messages that are too large
+            size = limits.maximum_packet_size
+            raise Refused(f"the broker's Maximum Packet Size of {size} bytes is too small for any message")
         self._limits = limits
         self._window = min(self._options.max_inflight, limits.receive_maximum)
         self._sender.broker(
@@ -168,21 +176,23 @@ class Publisher(Connection):
         except ClosedError:
             pass  # closed while we hung; there is nothing to tell any more
 
-    def _idle(self) -> None:
+    def _idle(self) -> bool:
         """While there is no link: what expires makes room."""
         try:
             if not self._has_swept or self._spool_log.ttl_seen:
                 self._has_swept = True
                 if self._sender.expire(_boot_ms()):
                     self.report_losses()
+                    return True
         except (ClosedError, SpoolError):
             pass
+        return False
 
     # ---- out ----
 
     def _next_bytes(self) -> memoryview | None:
         now_s = time.monotonic()
-        if self._stopping or now_s < self._read_again_s or not self._may_send(now_s):
+        if self._stopping or self._dead or now_s < self._read_again_s or not self._may_send(now_s):
             return None
         messages, size = self.messages_rate.available(now_s), self.bytes_rate.available(now_s)
         if messages < 1 or size <= 0:
@@ -238,7 +248,7 @@ class Publisher(Connection):
         self._overdue.wrote(n, time.monotonic())
 
     def _may_sleep(self) -> bool:
-        if self._stopping:
+        if self._stopping or self._dead:
             return True
         next_send_s = self._next_send_s()
         if next_send_s > time.monotonic():
@@ -260,7 +270,7 @@ class Publisher(Connection):
 
     def _next_deadline_s(self) -> float | None:
         times = [math.inf]
-        if self._oldest is not None and self._held is None:
+        if self._oldest is not None and self._wants_to_read():
             self._note_queue(time.monotonic())
             due_s = self._overdue.due_s(self._oldest_s)
             # While the peer's TCP has not taken it, nothing tells us when it does: look now and then.
@@ -332,7 +342,7 @@ class Publisher(Connection):
         return self._held is None and not self._dead
 
     def _check(self, now_s: float) -> None:
-        if self._oldest is None or self._held is not None:
+        if self._oldest is None or not self._wants_to_read():
             return
         self._note_queue(now_s)
         if now_s >= self._overdue.due_s(self._oldest_s):
@@ -413,8 +423,9 @@ class Publisher(Connection):
         if self._options.poison_window is None or self._stopping:
             return
         self._note_inflight()
-        # Where it is we who gave up (no acknowledgement in time, no sign of life), the link may be to blame.
-        soon = self._was_closed and time.monotonic() - self._oldest_s < self._options.poison_window
+        # Where it was we who gave the link up, or the broker says what else it was, no message is to blame.
+        hung_up = self._was_closed and self._inbound.disconnect not in _NOBODYS_FAULT
+        soon = hung_up and time.monotonic() - self._oldest_s < self._options.poison_window
         sent_end = self._spool_log.stats()["sent"]
         culprit = self._suspicion.dropped(self._oldest, sent_end, self.inflight, soon)
         if culprit is None:
@@ -429,9 +440,12 @@ class Publisher(Connection):
     # ---- on request ----
 
     def _woken(self) -> None:
+        wanted_to_read = self._wants_to_read()
         if self._held is not None and self._report_held() and self._control is not None:
             self._work_off(self._control)  # what waited behind the report
         self.report_losses()
+        if not wanted_to_read:
+            self._overdue.read_again(time.monotonic())
 
     def report_losses(self) -> None:
         """Tell about messages that ended without an acknowledgement, and about the storage, since the last call."""

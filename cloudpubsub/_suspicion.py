@@ -80,8 +80,9 @@ class Suspicion:
         self._controls += 1
 
     def give_up_control(self) -> None:
-        """There is no message that could stand in for the suspect."""
+        """There is no message so far behind the suspect; next time the one right behind it may stand in."""
         self.is_control = False
+        self._candidate = 0
 
     def convicted(self) -> None:
         """The suspect is gone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from cloudpubsub.__main__ import main
 from cloudpubsub._dead_letters import DeadLetters
 from cloudpubsub._message import Message
 from tests.fake_broker import FakeBroker
+from tests.packets import Publish
 from tests.publishing import LIMIT, client_to, publish_numbers
-from tests.script import Script, refuse
+from tests.script import Event, Script, refuse
 
 Printed = pytest.CaptureFixture[str]
 
@@ -95,6 +97,45 @@ def test_what_a_run_that_was_killed_had_set_aside_is_sent_by_the_next(tmp_path: 
         assert run(tmp_path, "--republish", "-p", str(broker.port)) == 0
     assert [publish.payload for publish in script.publishes] == [b"1", b"0"]
     assert not (tmp_path / "dead-letters.jsonl").exists()
+
+
+def test_what_a_gateway_wrote_after_its_file_was_set_aside_stays(tmp_path: Path) -> None:
+    """It had opened the file under its old name."""
+    refused(tmp_path, 1)
+    late = (tmp_path / "dead-letters.jsonl").read_bytes().replace(b"MQ==", b"Mg==")
+
+    def write_late(event: Event) -> None:
+        if isinstance(event.packet, Publish):
+            with (tmp_path / "dead-letters.jsonl.sending").open("ab") as file:
+                file.write(late)
+
+    with FakeBroker(Script(write_late)) as broker:
+        assert run(tmp_path, "--republish", "-p", str(broker.port)) == 1
+    assert (tmp_path / "dead-letters.jsonl").read_bytes() == late
+
+
+def test_a_second_run_leaves_the_first_alone(tmp_path: Path, capsys: Printed) -> None:
+    refused(tmp_path, 1)
+
+    def run_another(event: Event) -> None:
+        if isinstance(event.packet, Publish) and event.number == 1:
+            assert run(tmp_path, "--republish", "-p", str(broker.port)) == 1
+
+    script = Script(run_another)
+    with FakeBroker(script, parallel=True) as broker:
+        assert run(tmp_path, "--republish", "-p", str(broker.port)) == 0
+    assert "another process" in capsys.readouterr().err
+    assert len(script.publishes) == 1
+
+
+def test_letters_that_do_not_fit_in_memory_do_not_hang_where_there_is_no_broker(tmp_path: Path) -> None:
+    letters = DeadLetters(tmp_path, file_bytes=16 << 20)
+    for _ in range(30):
+        letters.add(Message("a", bytes(200_000), 8), "too large")
+    began_s = time.monotonic()
+    assert run(tmp_path, "--republish", "-p", "1", "--timeout", "1") == 1
+    assert time.monotonic() - began_s < 8
+    assert len((tmp_path / "dead-letters.jsonl").read_bytes().splitlines()) == 30
 
 
 def test_half_a_line_and_a_payload_that_was_cut_are_left_alone(tmp_path: Path, capsys: Printed) -> None:

@@ -52,6 +52,31 @@ def test_what_expired_on_the_disk_goes_with_its_files(tmp_path: Path) -> None:
         check_ledger(client.stats())
 
 
+def test_what_expired_goes_from_one_file_to_the_next_over_their_pads_while_there_is_no_link(tmp_path: Path) -> None:
+    """Of these not two fit where a batch ends, so that every pad is looked at on its own."""
+    small: dict[str, Any] = {"ring_bytes": 64 << 10, "segment_bytes": 64 << 10, "spill_after": 0}
+    with client_to(NOBODY, tmp_path, **small) as client:
+        for _ in range(100):
+            client.publish("a", b"x" * 5000, ttl=1.0)
+        until(lambda: client.stats().expired == 100, 5)
+        assert check_ledger(client.stats()).backlog_messages == 0
+
+
+def test_what_expired_behind_damage_goes_while_there_is_no_link(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"ring_bytes": 64 << 10, "segment_bytes": 64 << 10, "spill_after": 0}
+    with client_to(NOBODY, tmp_path, **small) as client:
+        for _ in range(200):
+            client.publish("a", b"x" * 1000, ttl=2.0)
+    first = min((tmp_path / "log").iterdir())
+    data = bytearray(first.read_bytes())
+    data[5_000:9_000] = bytes(4_000)
+    first.write_bytes(data)
+    with client_to(NOBODY, tmp_path, **small) as client:
+        until(lambda: client.stats().backlog_messages == 0, 8)
+        stats = check_ledger(client.stats())
+        assert 190 <= stats.expired < stats.dropped == 200
+
+
 def test_only_what_is_left_is_sent(tmp_path: Path) -> None:
     with client_to(NOBODY, tmp_path) as client:
         for number in range(30):

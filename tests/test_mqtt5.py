@@ -117,6 +117,26 @@ def test_the_brokers_keep_alive_counts(tmp_path: Path) -> None:
             assert client._publisher._alive._half_s == 0.5
 
 
+@pytest.mark.parametrize("seconds", [0, 30, 65_535])
+def test_a_broker_that_waits_longer_for_us_does_not_make_us_wait_longer_for_it(seconds: int, tmp_path: Path) -> None:
+    with FakeBroker(Script(connack=connack(server_keep_alive=seconds))) as broker:
+        with client_to(broker.port, tmp_path, keep_alive=20, **FIVE) as client:
+            until(lambda: client.stats().connected)
+            assert client._publisher._alive._half_s == 10
+
+
+def test_a_broker_that_takes_no_packet_at_all_is_named_and_nothing_is_given_up(tmp_path: Path) -> None:
+    with FakeBroker(Script(connack=connack(maximum_packet_size=7))) as broker:
+        with client_to(broker.port, tmp_path, **FIVE) as client:
+            client.publish("a", b"")
+            until(lambda: "Maximum Packet Size of 7" in client.stats().last_error)
+            assert client.stats().publish_link == "refused"
+        assert (client.stats().backlog_messages, client.stats().dead_lettered) == (1, 0)
+    with FakeBroker(Script(connack=connack(maximum_packet_size=8))) as broker:
+        with client_to(broker.port, tmp_path, **FIVE) as client:
+            assert client.flush(LIMIT) == 0
+
+
 def test_a_broker_without_qos_1_is_named(tmp_path: Path) -> None:
     with FakeBroker(Script(connack=connack(maximum_qos=0))) as broker:
         with client_to(broker.port, tmp_path, **FIVE) as client:

@@ -10,9 +10,9 @@ import pytest
 from cloudpubsub import Message
 from cloudpubsub._suspicion import Suspicion
 from tests.fake_broker import FakeBroker
-from tests.packets import Publish
+from tests.packets import Connack, Disconnect, Publish
 from tests.publishing import client_to, publish_numbers, until
-from tests.script import HANG_UP, Cut, Event, Script
+from tests.script import HANG_UP, WITHHOLD, Cut, Event, Script
 
 QUICK: dict[str, Any] = {"poison_window": 0.3, "reconnect_min": 0.01, "reconnect_max": 0.02, "min_stable": 0}
 
@@ -61,6 +61,17 @@ def test_several_poison_messages_are_found_one_by_one(tmp_path: Path) -> None:
             assert client.stats().dead_lettered == 3
 
 
+@pytest.mark.parametrize("limit", ["max_inflight", "receive_maximum"])
+def test_poison_is_found_also_where_one_message_may_be_in_flight(limit: str, tmp_path: Path) -> None:
+    connack = Connack(properties={"receive_maximum": 1} if limit == "receive_maximum" else {})
+    settings: dict[str, Any] = {"protocol": "5", "max_inflight": 1 if limit == "max_inflight" else None}
+    script = Script(hang_up_at(2, 3), connack=connack)
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, **settings, **QUICK) as client:
+        publish_numbers(client, range(8))
+        assert client.flush(10) == 2
+    assert script.most_in_flight == 1
+
+
 def test_a_broker_that_hangs_up_whatever_is_sent_condemns_nobody(tmp_path: Path) -> None:
     with FakeBroker(Script(lambda event: HANG_UP if isinstance(event.packet, Publish) else None)) as broker:
         with client_to(broker.port, tmp_path, **QUICK) as client:
@@ -88,6 +99,40 @@ def test_links_that_break_at_random_condemn_nobody(tmp_path: Path) -> None:
             publish_numbers(client, range(200))
             assert client.flush(60) == 0
             assert client.stats().dead_lettered == 0
+
+
+@pytest.mark.parametrize("reason", [0x89, 0x8B, 0x8E, 0x96])
+def test_a_broker_that_says_why_it_hangs_up_condemns_nobody(reason: int, tmp_path: Path) -> None:
+    """Shutting down, taken over and the like, whenever the same message is in flight."""
+
+    def instead(event: Event) -> Any:
+        is_suspect = isinstance(event.packet, Publish) and event.packet.payload == b"0"
+        return Disconnect(reason) if is_suspect else None
+
+    check_that_nobody_is_condemned(instead, tmp_path, protocol="5", connects=12)
+
+
+def test_a_link_that_we_give_up_condemns_nobody(tmp_path: Path) -> None:
+    """One message is never acknowledged, so that `ack_timeout` ends every connection that carries it, and soon."""
+
+    def instead(event: Event) -> Any:
+        is_suspect = isinstance(event.packet, Publish) and event.packet.payload == b"0"
+        return WITHHOLD if is_suspect else None
+
+    check_that_nobody_is_condemned(instead, tmp_path, ack_timeout=0.1, connects=8)
+
+
+def check_that_nobody_is_condemned(instead: Any, spool: Path, *, connects: int, **settings: Any) -> None:
+    """With others always there that could stand in for the suspect."""
+    with FakeBroker(Script(instead)) as broker, client_to(broker.port, spool, **QUICK, **settings) as client:
+        publish_numbers(client, range(5))
+
+        def is_enough() -> bool:
+            publish_numbers(client, range(5, 6))
+            return client.stats().connects >= connects
+
+        until(is_enough)
+        assert client.stats().dead_lettered == 0
 
 
 def test_without_a_poison_window_nothing_is_ever_condemned(tmp_path: Path) -> None:
@@ -147,6 +192,21 @@ def test_a_control_that_drops_too_clears_the_suspect_and_another_stands_in_next(
     assert not suspicion.is_control
     drop_alone(suspicion, 8)
     assert suspicion.is_control and suspicion.skipped == 1
+
+
+def test_where_none_is_left_to_stand_in_the_first_is_asked_again() -> None:
+    """Links that broke had each asked for one further behind, where nothing is any more."""
+    suspicion = Suspicion()
+    drop_alone(suspicion, 8)
+    for _ in range(3):
+        drop_alone(suspicion, 8)
+        assert suspicion.is_control
+        drop_alone(suspicion, 108)
+    drop_alone(suspicion, 8)
+    assert suspicion.is_control and suspicion.skipped == 3
+    suspicion.give_up_control()
+    drop_alone(suspicion, 8)
+    assert suspicion.is_control and suspicion.skipped == 0
 
 
 def test_nothing_in_flight_is_nobodys_fault() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,46 @@ def test_a_flood_of_refusals_is_told_in_full(tmp_path: Path) -> None:
             until(lambda: len(dead) == 500)
         assert client.stats().dead_lettered == 500
     assert [int(message.payload) for message, _ in dead] == list(range(500))
+
+
+def test_reports_that_nobody_takes_hold_up_sending_and_do_not_fill_memory(tmp_path: Path) -> None:
+    taken, go_on = Dead(), threading.Event()
+
+    def on_dead_letter(message: Message, reason: str) -> None:
+        go_on.wait(LIMIT)
+        taken(message, reason)
+
+    with client_to(1, tmp_path) as client:
+        for _ in range(300):
+            client.publish("a", b"x" * 200)
+    script = Script(connack=Connack(properties={"maximum_packet_size": 100}))
+    settings: dict[str, Any] = {"protocol": "5", "handler_queue": 5, "on_dead_letter": on_dead_letter}
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, **settings) as client:
+        until(lambda: client.stats().dead_lettered)
+        time.sleep(0.3)
+        assert client.stats().dead_lettered < 10
+        go_on.set()
+        assert client.flush(LIMIT) == 300
+        until(lambda: len(taken) == 300)
+
+
+@pytest.mark.parametrize("callback", ["on_dead_letter", "on_publish"])
+def test_the_time_that_a_slow_callback_takes_is_no_silence_of_the_broker(callback: str, tmp_path: Path) -> None:
+    """While its reports wait nothing is read, also not the acknowledgements that have come."""
+    count = 60 if callback == "on_dead_letter" else 3_000
+
+    def refuse_odd(event: Event) -> Any:
+        is_odd = isinstance(event.packet, Publish) and callback == "on_dead_letter" and int(event.packet.payload) % 2
+        return Puback(event.packet.packet_id, NOT_AUTHORISED) if is_odd else None
+
+    def slowly(*_: object) -> None:
+        time.sleep(50 / count / 30)
+
+    settings: dict[str, Any] = {"protocol": "5", "handler_queue": 5, "ack_timeout": 0.2, callback: slowly}
+    with FakeBroker(Script(refuse_odd)) as broker, client_to(broker.port, tmp_path, **settings) as client:
+        publish_numbers(client, range(count))
+        client.flush(LIMIT)
+        assert (client.stats().connects, client.stats().resent) == (1, 0)
 
 
 def test_after_a_restart_the_dead_are_still_counted(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import base64
 import binascii
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 
 from cloudpubsub._client import Client
 from cloudpubsub._dead_letters import append_letter
-from cloudpubsub._errors import ClosedError, DeliveryFailed, Error, WaitTimeout
+from cloudpubsub._errors import ClosedError, DeliveryFailed, Error, SpoolFull, WaitTimeout
 from cloudpubsub.cli.common import (
     DONE,
     FAILED,
@@ -96,25 +97,47 @@ def _text(line: bytes) -> str:
 def _republish(directory: Path, args: argparse.Namespace) -> int:
     broker, settings = connection_settings(args)
     settings.update(client_id=args.id or f"cloudpubsub-dead-{secrets.token_hex(4)}", on_full="block")
+    settings["block_timeout"] = args.timeout
     done = left = 0
     client = make_client(broker, settings)
-    with contextlib.closing(_Closing(client)):
+    with contextlib.closing(_Closing(client)), _alone(directory) as is_alone:
+        if not is_alone:
+            say(f"{directory}: another process is publishing these letters again")
+            return FAILED
         client.start()
         for name in _FILES:
             for path in _set_aside(directory / name):
-                delivered, kept = _send(client, list(_lines(path)), args.timeout)
+                lines = list(_lines(path))
+                delivered, kept = _send(client, lines, args.timeout)
+                # A gateway that had the file open when it got its other name may have written to it since.
+                late = list(_lines(path))[len(lines) :]
                 # Only what is in the file again may go from here.
-                for line in kept:
+                for line in (*kept, *late):
                     append_letter(directory / _FILES[-1], line, is_synced=True)
                 path.unlink()
                 done += delivered
-                left += sum(_is_published(line) for line in kept)
+                left += sum(_is_published(line) for line in (*kept, *late))
     error = client.stats().last_error
     if args.json:
         write_json({"ok": not left, "delivered": done, "left": left, "last_error": error})
     else:
         print(f"{count(done)} delivered, {left:,} left" + (f" ({error})" if left and error else ""))
     return FAILED if left else DONE
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[bool]:
+    """Whether no other run is at these letters, which would send them twice and remove what this one has set aside."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
 
 
 class _Closing:
@@ -148,10 +171,15 @@ def _send(client: Client, lines: list[bytes], timeout_s: float) -> tuple[int, li
     """How many were delivered, and the lines to keep."""
     sent: list[tuple[int, bytes]] = []
     kept: list[bytes] = []
+    is_full = False  # of memory, which nobody empties: the rest would wait in vain too
     for line in lines:
         try:
+            if is_full:
+                kept.append(line)
+                continue
             sent.append((_publish(client, json.loads(line)), line))
         except (Error, ValueError, KeyError, TypeError, binascii.Error) as exc:
+            is_full = isinstance(exc, SpoolFull)
             if _is_published(line):
                 say(f"not sent again: {exc}")
             kept.append(line)
