@@ -215,6 +215,8 @@ class Client:
                 self._log.finish(share(0.5))
             self._publisher.report_losses()
             self._dispatcher.start()  # of a client that was never started: there may be drops to report
+            if has_ended:
+                self._publisher.report_rest(share(0.5))
             self._dispatcher.stop(share(0.5))
             self._last_stats = self._read_stats()
         finally:

@@ -146,7 +146,7 @@ class Options:
     #: for so long, or one for a later message came so long ago.  The link is given up then.
     ack_timeout: float = setting(Seconds(0.1, _DAY_S), 30.0)
     #: A message is moved to the dead letters when the link drops within so many seconds of sending it alone, three
-    #: times, and a link that carries another in its place stays up for as long.  None: never.
+    #: times, and each time in between a link that carries another in its place stays up for as long.  None: never.
     poison_window: float | None = setting(Seconds(0.1, _DAY_S, optional=True), 10.0)
     #: With protocol "5": each message carries its id (`MessageId`) as the user property "cloudpubsub-id".
     message_ids: bool = setting(Flag(), False)

@@ -338,6 +338,15 @@ class Publisher(Connection):
         while self._dead and self._dispatcher.put(self._dead[0]):
             self._dead.popleft()
 
+    def report_rest(self, timeout_s: float) -> None:
+        """When the thread has ended: the reports that still wait, at most `timeout_s` seconds."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._dead and (left_s := deadline_s - time.monotonic()) > 0:
+            if self._dispatcher.put(self._dead[0], left_s):
+                self._dead.popleft()
+        if self._dead:
+            self._log.log(logging.ERROR, "rest", "%d dead letters could not be reported", len(self._dead))
+
     def _wants_to_read(self) -> bool:
         return self._held is None and not self._dead
 

@@ -215,10 +215,11 @@ class Subscriber(Connection):
 
     def _is_unavailable(self, topic_filter: str) -> bool:
         """Whether the broker said that it has no such subscriptions; it would end the connection for one."""
-        if topic_filter.startswith("$share/"):
-            code = 0 if self._limits.shared_available else _NO_SHARED
-        else:
-            code = 0 if self._limits.wildcards_available or not {"+", "#"} & set(topic_filter) else _NO_WILDCARDS
+        code = 0
+        if topic_filter.startswith("$share/") and not self._limits.shared_available:
+            code = _NO_SHARED
+        elif {"+", "#"} & set(topic_filter) and not self._limits.wildcards_available:
+            code = _NO_WILDCARDS
         if code:
             self._note_answers([topic_filter], [code])
         return code != 0

@@ -2,9 +2,9 @@
 
 MQTT 3.1.1 has no way to refuse a message but to close the connection, and then the next connection sends it again.  So
 when connections end again and again with the same message the oldest in flight, fewer and fewer are sent at a time,
-until that one is sent alone.  It is condemned when the link then dropped soon, several times, while a link that carried
-another message in its place stayed up and brought that one's acknowledgement: broker restarts and bad links condemn
-nobody.
+until that one is sent alone.  It is condemned when the link then dropped soon, several times, and each time in between
+one that carried another message in its place stayed up and brought that one's acknowledgement: broker restarts condemn
+nobody, and of bad links only those that break at random, and often, may condemn what takes as long as they last.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Suspicion:
         """
         if self.is_control:
             self.is_control = False
-            self._strikes = 0  # the link drops without the suspect too; or the other one is no better
+            self._strikes = self._controls = 0  # the link drops without the suspect too; or the other one is no better
             self._candidate = (self._candidate + 1) % _CANDIDATES
             return None
         if oldest is None:
@@ -68,10 +68,13 @@ class Suspicion:
             self.limit = max(1, inflight // _NARROWING)
             return None
         self.limit = 1
-        self._strikes = self._strikes + 1 if soon else 0
-        if self._strikes >= _STRIKES and self._controls > 0:
+        if soon:
+            self._strikes += 1
+        else:
+            self._strikes = self._controls = 0
+        if self._strikes >= _STRIKES and self._controls >= _STRIKES - 1:
             return oldest
-        self.is_control = self._strikes > 0 and self._controls == 0
+        self.is_control = self._strikes > self._controls
         return None
 
     def acquit(self) -> None:

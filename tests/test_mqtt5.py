@@ -179,7 +179,11 @@ def test_the_reason_of_a_disconnect_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "topic_filter"),
-    [({"wildcard_available": 0}, "a/#"), ({"shared_available": 0}, "$share/g/a")],
+    [
+        ({"wildcard_available": 0}, "a/#"),
+        ({"wildcard_available": 0}, "$share/g/a/+"),
+        ({"shared_available": 0}, "$share/g/a"),
+    ],
 )
 def test_a_subscription_that_the_broker_does_not_have_raises(limits: Any, topic_filter: str) -> None:
     script = Script(connack=connack(**limits))

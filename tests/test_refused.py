@@ -206,6 +206,22 @@ def test_reports_that_nobody_takes_hold_up_sending_and_do_not_fill_memory(tmp_pa
         until(lambda: len(taken) == 300)
 
 
+def test_close_tells_of_the_last_dead_letters_too(tmp_path: Path) -> None:
+    """The callback is behind, and what it has not heard waits outside of its queue."""
+    dead: list[bytes] = []
+
+    def slowly(message: Message, reason: str) -> None:
+        time.sleep(0.01)
+        dead.append(message.payload)
+
+    settings: dict[str, Any] = {"protocol": "5", "handler_queue": 5, "on_dead_letter": slowly}
+    with FakeBroker(Script(refuse(NOT_AUTHORISED))) as broker:
+        with client_to(broker.port, tmp_path, **settings) as client:
+            publish_numbers(client, range(100))
+            assert client.flush(LIMIT) == 100
+    assert len(dead) == 100
+
+
 @pytest.mark.parametrize("callback", ["on_dead_letter", "on_publish"])
 def test_the_time_that_a_slow_callback_takes_is_no_silence_of_the_broker(callback: str, tmp_path: Path) -> None:
     """While its reports wait nothing is read, also not the acknowledgements that have come."""
