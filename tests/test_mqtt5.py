@@ -202,7 +202,8 @@ def test_the_subscriber_says_how_much_it_takes_and_how_long_its_session_lives() 
         with client_to(broker.port, None, **settings, **FIVE) as client:
             client.subscribe("a", print)
             client.wait_subscribed(LIMIT)
-        publish, subscribe = sorted(script.wait(Connect, 2), key=lambda packet: packet.client_id)
+        connects = {packet.client_id: packet for packet in script.wait(Connect, 2)}
+        publish, subscribe = connects["c"], connects["c-sub"]
     assert publish.clean and "session_expiry" not in publish.properties
     assert not subscribe.clean
     assert subscribe.properties["receive_maximum"] == 7

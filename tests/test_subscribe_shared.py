@@ -15,15 +15,16 @@ from tests.publishing import LIMIT, client_to, publish_numbers, until
 
 COUNT = 600
 CONSUMER = """
+import os
 import sys
 import cloudpubsub
 
 port, client_id = sys.argv[1:]
 client = cloudpubsub.Client(f"mqtt://127.0.0.1:{port}", client_id=client_id, handler_queue=20)
-client.subscribe("$share/group/numbers", lambda message: print(int(message.payload), flush=True))
+client.subscribe("$share/group/numbers", lambda message: os.write(1, message.payload + b"\n"))
 with client:
     client.wait_subscribed(20)
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     sys.stdin.read()
 """
 
