@@ -21,10 +21,10 @@ import cloudpubsub
 
 port, client_id = sys.argv[1:]
 client = cloudpubsub.Client(f"mqtt://127.0.0.1:{port}", client_id=client_id, handler_queue=20)
-client.subscribe("$share/group/numbers", lambda message: os.write(1, message.payload + b"\n"))
+client.subscribe("$share/group/numbers", lambda message: os.write(1, message.payload + b"\\n"))
 with client:
     client.wait_subscribed(20)
-    os.write(1, b"ready\n")
+    os.write(1, b"ready\\n")
     sys.stdin.read()
 """
 
