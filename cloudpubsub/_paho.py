@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import ssl
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -52,7 +53,14 @@ def _close_in_child() -> None:
     _open_sockets.clear()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+def _end_in_child() -> None:
+    _noting.release()
+    _close_in_child()
+
+
+# Held while a socket is made and noted, so that no fork comes in between; nothing in there waits for the network.
+_noting = threading.Lock()
+os.register_at_fork(before=_noting.acquire, after_in_parent=_noting.release, after_in_child=_end_in_child)
 
 
 def waits_for(blocked: OSError) -> int:
@@ -183,8 +191,9 @@ class Control(PahoClient):
         error: OSError = OSError(f"{self.host}: no address")
         for family, kind, protocol, _, address in found:
             self.on_stage("TCP")
-            sock = socket.socket(family, kind, protocol)
-            _open_sockets.add(sock)
+            with _noting:
+                sock = socket.socket(family, kind, protocol)
+                _open_sockets.add(sock)
             try:
                 sock.settimeout(min(self.tcp_timeout, left_s(self.deadline_s)))
                 sock.connect(address)
@@ -200,10 +209,11 @@ class Control(PahoClient):
         assert self._ssl_context is not None
         sock: socket.socket = tcp_sock
         try:
-            sock = tls = self._ssl_context.wrap_socket(
-                tcp_sock, server_hostname=self.host, do_handshake_on_connect=False
-            )
-            _open_sockets.add(tls)
+            with _noting:
+                sock = tls = self._ssl_context.wrap_socket(
+                    tcp_sock, server_hostname=self.host, do_handshake_on_connect=False
+                )
+                _open_sockets.add(tls)
             tls.settimeout(min(self.tls_timeout, left_s(self.deadline_s)))
             tls.do_handshake()
         except BaseException:
