@@ -11,6 +11,7 @@ from cloudpubsub.demo.relay import Relay
 from tests.brokers import Mosquitto
 from tests.making import DEADLINE_S, Inbox, eventually, receiver, send, url
 from tests.peer import CONNECT, SUBSCRIBE, UNSUBSCRIBE, Peer
+from tests.publishing import until
 
 QUICK = {"reconnect_min": 0.02, "reconnect_max": 0.05}
 
@@ -80,9 +81,9 @@ def test_a_filter_taken_back_and_given_again_offline_is_subscribed() -> None:
         with client._subscriber._changed:
             client._subscriber._requests.update({"stays": None, "goes": None})
             client._matcher.remove("goes")
-        before = len(peer.of_type(SUBSCRIBE))
         peer.hang_up()
-        assert peer.wait(SUBSCRIBE, before + 1)[-1].filters == ["stays"]
+        # A connection made before "goes" went may have subscribed to both, late on a busy machine.
+        until(lambda: peer.of_type(SUBSCRIBE)[-1].filters == ["stays"])
         # A wake that was under way may have sent it on the old connection too.
         assert {tuple(packet.filters) for packet in peer.wait(UNSUBSCRIBE, 1)} == {("goes",)}
 
