@@ -398,18 +398,24 @@ class Publisher(Connection):
         self._log.log(logging.WARNING, reason, "%s: the message at position %d: %s", self._name, position, reason)
         self._bury(position, reason)
 
-    def _bury(self, position: int, reason: str) -> None:
-        """The message at `position`, which is held or in flight, goes to the dead letters."""
+    def _bury(self, position: int, reason: str) -> bool:
+        """The message at `position`, which is held or in flight, goes to the dead letters.
+
+        False: it cannot be read now, so it stays in the log and is tried again; if it is damaged, reading will tell.
+        """
         message = self._spool_log.look(position)
         if message is None:
-            self._log.log(logging.ERROR, "bury", "the message at position %d cannot be read any more", position)
-        else:
-            self._keep_dead(message, reason)
-            if self._options.on_dead_letter is not None:
-                self._dead.append(Call(self._options.on_dead_letter, message, reason))
-                self._report_dead()
+            self._log.log(logging.ERROR, "bury", "the message at position %d cannot be read now, and stays", position)
+            if self.is_up and self._again_s is None:
+                self._again_s = time.monotonic() + self._refused_pause.next_s()
+            return False
+        self._keep_dead(message, reason)
+        if self._options.on_dead_letter is not None:
+            self._dead.append(Call(self._options.on_dead_letter, message, reason))
+            self._report_dead()
         self._sender.end(position)
         self.acked.set()  # `close` may wait for the last one
+        return True
 
     def _poison_window_s(self) -> float:
         return self._options.poison_window or 0.0
@@ -443,8 +449,8 @@ class Publisher(Connection):
         self._log.log(
             logging.ERROR, "poison", "%s: the message at position %d is given up: %s", self._name, culprit, reason
         )
-        self._bury(culprit, reason)
-        self._suspicion.convicted()
+        if self._bury(culprit, reason):
+            self._suspicion.convicted()
 
     # ---- on request ----
 

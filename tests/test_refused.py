@@ -241,6 +241,33 @@ def test_the_time_that_a_slow_callback_takes_is_no_silence_of_the_broker(callbac
         assert (client.stats().connects, client.stats().resent) == (1, 0)
 
 
+class _Blind:
+    """The log, which cannot give out single messages for a while: no descriptor is free, or no memory."""
+
+    def __init__(self, log: Any, failures: int) -> None:
+        self._log, self.left = log, failures
+
+    def look(self, position: int) -> Message | None:
+        self.left -= 1
+        return None if self.left >= 0 else self._log.look(position)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+
+def test_a_message_that_cannot_be_read_now_is_not_given_up_unkept(tmp_path: Path) -> None:
+    script = Script(refuse_payloads(NOT_AUTHORISED, b"1"))
+    with FakeBroker(script) as broker:
+        client = client_to(broker.port, tmp_path, protocol="5")
+        blind = client._publisher._spool_log = _Blind(client._log, 2)  # type: ignore[assignment]
+        with client:
+            publish_numbers(client, range(3))
+            assert client.flush(LIMIT) == 1
+            assert (client.stats().acked, client.stats().dead_lettered) == (2, 1)
+    assert blind.left < 0 and len(letters(tmp_path)) == 1
+    assert payloads(script).count(1) == 3
+
+
 def test_after_a_restart_the_dead_are_still_counted(tmp_path: Path) -> None:
     with FakeBroker(Script(refuse(NOT_AUTHORISED, 2))) as broker:
         with client_to(broker.port, tmp_path, protocol="5") as client:
