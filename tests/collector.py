@@ -135,6 +135,8 @@ class Collector:
         # The thread's own.
         self._batch: list[Any] = []
         self._dup_flags = 0
+        self._seen: set[Any] = set()
+        self._resent = 0
         self._suback = False
         self._stop_reader, self._stop_writer = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -208,6 +210,11 @@ class Collector:
     def dup_flags(self) -> int:
         """Deliveries that the broker marked as repeated."""
         return self._dup_flags
+
+    @property
+    def resent(self) -> int:
+        """Deliveries of a message beyond its first that the broker did not mark as repeated: it got them twice."""
+        return self._resent
 
     @property
     def connects(self) -> int:
@@ -324,8 +331,11 @@ class Collector:
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         payload = bytes(message.payload)
-        self._batch.append(payload if self._key is None else self._key(message.topic, payload))
+        key = payload if self._key is None else self._key(message.topic, payload)
+        self._batch.append(key)
         self._dup_flags += message.dup
+        self._resent += not message.dup and key in self._seen
+        self._seen.add(key)
 
 
 def _write(client: Client, buffered: _Buffered) -> bool:
