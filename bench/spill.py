@@ -21,7 +21,7 @@ from typing import Any
 import cloudpubsub
 from bench import _harness
 from bench._harness import TOPIC, Meter, Report, Sample, Subject, check
-from cloudpubsub._link import Sender
+from cloudpubsub._sender import Sender
 
 _MODULE = "bench.spill"
 _CHUNK_BYTES = 1 << 18

@@ -1,4 +1,4 @@
-# What `_link.pyx` needs of the log.
+# What `_sender.pyx` and `_link.pyx` need of the log.
 from libc.stdint cimport uint8_t, uint64_t
 
 from cloudpubsub._core cimport cps_batch, cps_log, cps_loss, cps_record, cps_status
