@@ -467,13 +467,14 @@ class Client:
             elif since_s is not None and now_s - since_s >= stuck_after:
                 what = "a handler or callback runs" if name == "dispatcher" else f"the {name} thread is stuck"
                 problems.append(f"{what} for {now_s - since_s:.0f} s")
+        needs_restart = bool(problems)  # what comes below passes by itself, or not by a restart either
         stats = self.stats()
         if stats.storage not in ("ok", "memory"):
             problems.append(f"storage: {stats.storage}")
         for name, state in (("publish", stats.publish_link), ("subscribe", stats.subscribe_link)):
             if state not in ("up", "idle", "down"):
                 problems.append(f"{name} connection: {state}: {stats.last_error}")
-        return Health(tuple(problems))
+        return Health(tuple(problems), needs_restart)
 
     def _read_stats(self) -> Stats:
         s = self._log.stats()

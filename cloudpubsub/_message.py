@@ -233,10 +233,13 @@ class Stats:
 class Health:
     """What somebody should look at.  An outage of the network is none of it: that is what the log is for.
 
-    `problems` has a line for each; `ok` says that there is none.
+    `problems` has a line for each; `ok` says that there is none.  `needs_restart`: a thread has ended or is stuck,
+    which only another process cures; a watchdog that looks at nothing but `ok` would restart for a broker that refuses
+    us, or for a disk that is full, to no end.
     """
 
     problems: tuple[str, ...] = ()
+    needs_restart: bool = False
 
     @property
     def ok(self) -> bool:
