@@ -350,6 +350,7 @@ void cps_log_link(cps_log *log, bool up) {
         log->offline_goal = CPS_NO_LIMIT_MS;
     }
     log->link_up = up;
+    cps_shared_tell_link(log->home.shared, up);
     if (up) log->offline_due_ms = log->spill_goal = 0; /* what has not been written yet need not be */
     (void)pthread_cond_signal(&log->work);
     (void)pthread_mutex_unlock(&log->lock);

@@ -11,6 +11,7 @@
 #define CPS_SHARED_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "_crash_point.h"
@@ -40,6 +41,8 @@ typedef struct cps_settled { /* by readers and the flusher */
     uint64_t victims[CPS_VICTIMS]; /* base + 1 of dropped segments whose files may still be there; 0: none */
 } cps_settled;
 
+enum { CPS_OUTLOOK_STORAGE = 0xff, CPS_OUTLOOK_LINK = 0xff00, CPS_OUTLOOK_ERROR_SHIFT = 16 };
+
 enum { CPS_PRODUCED_WORDS = sizeof(cps_produced) / 8, CPS_SETTLED_WORDS = sizeof(cps_settled) / 8 };
 
 typedef struct cps_shared {
@@ -58,6 +61,9 @@ typedef struct cps_shared {
     /* Committed after the counters; an open that finds less in it than they say enters the rest. */
     _Alignas(64) _Atomic uint32_t ledger_sequence;
     _Atomic uint64_t ledger[2][CPS_LEDGER_WORDS];
+    /* How storage and link are, for watchers: nothing depends on it.  A single word needs no slots.  Bits 0-7: 1 + enum
+     * cps_storage; 8-15: the link, 1 down, 2 up; 16-31: errno of the storage's last failure.  0: never told. */
+    _Alignas(64) _Atomic uint32_t outlook;
 } cps_shared;
 
 _Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
@@ -104,6 +110,17 @@ static inline void cps_shared_commit_ledger(cps_shared *s, const cps_ledger *fro
 }
 static inline void cps_shared_read_ledger(cps_shared *s, cps_ledger *to) {
     cps_shared_get(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (uint64_t *)to);
+}
+
+/* Under the log's lock.  Relaxed: a watcher reads this word alone, and orders nothing by it. */
+static inline void cps_shared_tell_storage(cps_shared *s, unsigned storage, int error) {
+    uint32_t link = atomic_load_explicit(&s->outlook, memory_order_relaxed) & CPS_OUTLOOK_LINK;
+    uint32_t told = (storage + 1) | (uint32_t)(error & 0xffff) << CPS_OUTLOOK_ERROR_SHIFT;
+    atomic_store_explicit(&s->outlook, told | link, memory_order_relaxed);
+}
+static inline void cps_shared_tell_link(cps_shared *s, bool up) {
+    uint32_t rest = atomic_load_explicit(&s->outlook, memory_order_relaxed) & ~(uint32_t)CPS_OUTLOOK_LINK;
+    atomic_store_explicit(&s->outlook, rest | (up ? 0x200u : 0x100u), memory_order_relaxed);
 }
 
 #endif

@@ -1,8 +1,11 @@
+from mmap import mmap
 from typing import Any
 
 from cloudpubsub._message import Message
 
 def crc32c(data: bytes | bytearray | memoryview, start: int = 0) -> int: ...
+
+def shared_slot(page: mmap, at_sequence: int, at_slots: int, words: int) -> bytes: ...
 
 class Log:
     wake_fd: int

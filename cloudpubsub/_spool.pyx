@@ -175,6 +175,18 @@ def crc32c(data, unsigned int start=0):
     return crc
 
 
+def shared_slot(const uint8_t[::1] page, Py_ssize_t at_sequence, Py_ssize_t at_slots, unsigned words):
+    """The current one of two slots of another process's page of cursors, `words` of 8 bytes, in the machine's order.
+
+    All of one moment: read again for as long as a writer moves the sequence meanwhile.
+    """
+    if not (0 <= at_sequence <= page.shape[0] - 4 and 0 <= at_slots <= page.shape[0] - 16 * words):
+        raise ValueError("the page ends before the slots do")
+    found = PyBytes_FromStringAndSize(NULL, 8 * words)
+    cps_shared_get(<void *>&page[at_sequence], <void *>&page[at_slots], words, <uint64_t *>PyBytes_AS_STRING(found))
+    return found
+
+
 # After a fork the child holds nothing: see Log._let_go.
 _open_logs = weakref.WeakSet()
 
