@@ -71,7 +71,8 @@ core = (
     },
 )
 
-# Each links the part of the library that it uses: _spool the log, _link and _sender the wire; _sender reaches the log through _spool.
+# Each links the part of the library that it uses: _spool the log, _link and _sender the wire; _sender reaches the log
+# through _spool.
 extensions = [
     Extension(
         f"cloudpubsub.{name}",
