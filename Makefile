@@ -30,7 +30,8 @@ export PIP_ROOT_USER_ACTION := ignore
 
 BIN := $(VENV)/bin
 # The C that Cython writes is a product, not a source: leaving it in would rebuild for ever.
-SOURCES := pyproject.toml setup.py $(filter-out cloudpubsub/_spool.c cloudpubsub/_link.c cloudpubsub/_sender.c, \
+WRITTEN := $(patsubst %.pyx,%.c,$(wildcard cloudpubsub/*.pyx))
+SOURCES := pyproject.toml setup.py $(filter-out $(WRITTEN), \
 	$(wildcard cloudpubsub/*.[ch] cloudpubsub/*.pyx cloudpubsub/*.pxd))
 # The compiler needs Python's headers, venv needs ensurepip; Debian packs both apart from Python.
 HAS_PARTS := import ensurepip, os, sys, sysconfig, venv; \
@@ -198,7 +199,7 @@ powercut: $(VENV)/.test
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f cloudpubsub/_spool.c cloudpubsub/_link.c cloudpubsub/_sender.c cloudpubsub/*.html cloudpubsub/*.so
+	rm -f $(WRITTEN) cloudpubsub/*.html cloudpubsub/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment with what building needs, so that building again fetches nothing.

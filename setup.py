@@ -71,8 +71,8 @@ core = (
     },
 )
 
-# Each links the part of the library that it uses: _spool the log, _link and _sender the wire; _sender reaches the log
-# through _spool.
+# Each links the part of the library that it uses: _spool the log, _link and _sender the wire; _append and _sender reach
+# the log through _spool.
 extensions = [
     Extension(
         f"cloudpubsub.{name}",
@@ -82,7 +82,7 @@ extensions = [
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
     )
-    for name in ("_spool", "_link", "_sender")
+    for name in ("_spool", "_append", "_link", "_sender")
 ]
 
 setup(
