@@ -55,6 +55,10 @@ HEADERS = (
     "cloudpubsub/_wire.h",
 )
 
+DECLARATIONS = [
+    f"cloudpubsub/{name}.pxd" for name in ("_core", "_application_message", "_spool", "_link")
+]
+
 FLAGS = ["-O2", "-std=c11", "-pthread", "-fvisibility=hidden"]
 STRICT_FLAGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
 
@@ -78,11 +82,11 @@ extensions = [
         f"cloudpubsub.{name}",
         [f"cloudpubsub/{name}.pyx"],
         include_dirs=["cloudpubsub"],
-        depends=[*CORE, *HEADERS, "cloudpubsub/_core.pxd", "cloudpubsub/_spool.pxd", "cloudpubsub/_link.pxd"],
+        depends=[*CORE, *HEADERS, *DECLARATIONS],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
     )
-    for name in ("_spool", "_append", "_link", "_sender")
+    for name in ("_application_message", "_spool", "_append", "_link", "_sender")
 ]
 
 setup(

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from cloudpubsub._message import Message
+from cloudpubsub._application_message import Message
 
 PACKET_MAX: int
 FRAME_HEADER_MAX: int
@@ -20,7 +20,7 @@ class _Inbound:
 class Receiver(_Inbound):
     def __init__(self, packet_max: int, level: int = 4) -> None: ...
     def restart(self) -> None: ...
-    def take(self, messages_max: int) -> tuple[list[tuple[Message, int]], bytearray, bool]: ...
+    def take(self, messages_max: int, weight_max: int) -> tuple[list[tuple[Message, int]], int, int, bytearray, bool]: ...
 
 def frame_pubacks(ids: Sequence[int]) -> bytes: ...
 

@@ -13,16 +13,20 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
+from cloudpubsub._application_message cimport Message
 from cloudpubsub._core cimport *
 from cloudpubsub._spool cimport check_status
 
-from cloudpubsub._message import Message
 
 cdef enum:
     IN_BYTES = 64 * 1024
+    WEIGHT_BYTES = 4096
     REASON_STRING = 0x1F  # MQTT 5 property
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8(object text) except NULL
 
 PACKET_MAX = CPS_WIRE_PACKET_MAX
 FRAME_HEADER_MAX = CPS_FRAMES_HEADER_MAX
@@ -97,24 +101,31 @@ cdef class _Inbound:
 cdef class Receiver(_Inbound):
     """Subscribe connection: QoS 0 and 1 messages taken out of the stream, PUBACKs framed in batches."""
 
+    cdef str topic  # of the last message
+    cdef uint32_t topic_bytes
+
     def __init__(self, uint32_t packet_max, int level=CPS_WIRE_LEVEL_311):
         self.open_stream(packet_max, level)
+        self.topic = ""
+        self.topic_bytes = 0
 
     def restart(self):
         """A new connection begins."""
         self.restart_stream()
 
-    def take(self, size_t messages_max):
-        """Work off what was received, at most `messages_max` messages.
+    def take(self, size_t messages_max, size_t weight_max):
+        """Work off what was received: at most `messages_max` messages, and none more when they weigh `weight_max`.
 
-        Returns (list of (Message, packet id), control bytes for paho, whether more may wait).  The packet id is 0 for
-        QoS 0.  Raises ValueError if the broker broke the protocol.
+        Returns (list of (Message, packet id), what they weigh, how many are to be acknowledged, control bytes for paho,
+        whether more may wait).  The packet id is 0 for QoS 0.  A message weighs 1, and 1 more for each `WEIGHT_BYTES`
+        of payload.  Raises ValueError if the broker broke the protocol.
         """
         cdef cps_packet packet
         cdef cps_status status = CPS_OK
         cdef bytearray control = bytearray()
         cdef list messages = []
-        while <size_t>len(messages) < messages_max:
+        cdef size_t n = 0, weight = 0, acknowledged = 0
+        while n < messages_max and weight < weight_max:
             status = cps_stream_next(self.stream, &packet)
             if status != CPS_OK:
                 break
@@ -123,18 +134,27 @@ cdef class Receiver(_Inbound):
                 continue
             if packet.topic_bytes == 0:
                 raise ValueError("the broker sent a topic alias, which it was not allowed")
-            try:
-                topic = PyUnicode_DecodeUTF8(<const char *>packet.topic, packet.topic_bytes, NULL)
-            except UnicodeDecodeError:
-                raise ValueError("the broker sent a topic that is not UTF-8") from None
-            message = Message(topic, PyBytes_FromStringAndSize(<const char *>packet.payload, packet.payload_bytes),
-                              None, b"", packet.retain, packet.dup, packet.qos,
-                              PyBytes_FromStringAndSize(<const char *>packet.properties, packet.properties_bytes)
-                              if packet.properties_bytes else b"")
-            messages.append((message, packet.packet_id))
+            messages.append((self.message_of(&packet), packet.packet_id))
+            n += 1
+            weight += 1 + packet.payload_bytes // WEIGHT_BYTES
+            acknowledged += packet.packet_id != 0
         if status != CPS_OK and status != CPS_EMPTY:
             raise ValueError("the broker sent what no MQTT broker may send")
-        return messages, control, status == CPS_OK
+        return messages, weight, acknowledged, control, status == CPS_OK
+
+    cdef Message message_of(self, const cps_packet *packet):
+        # Messages come in runs of one topic.
+        if self.topic_bytes != packet.topic_bytes or memcmp(
+                PyUnicode_AsUTF8(self.topic), packet.topic, packet.topic_bytes) != 0:
+            try:
+                self.topic = PyUnicode_DecodeUTF8(<const char *>packet.topic, packet.topic_bytes, NULL)
+            except UnicodeDecodeError:
+                raise ValueError("the broker sent a topic that is not UTF-8") from None
+            self.topic_bytes = packet.topic_bytes
+        return Message(self.topic, PyBytes_FromStringAndSize(<const char *>packet.payload, packet.payload_bytes),
+                       None, b"", bool(packet.retain), bool(packet.dup), packet.qos,
+                       PyBytes_FromStringAndSize(<const char *>packet.properties, packet.properties_bytes)
+                       if packet.properties_bytes else b"")
 
 
 def frame_pubacks(ids):

@@ -17,6 +17,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from cloudpubsub._application_message cimport Message
 from cloudpubsub._core cimport *
 
 from cloudpubsub._errors import (
@@ -27,7 +28,6 @@ from cloudpubsub._errors import (
     SpoolLockedError,
     WaitTimeout,
 )
-from cloudpubsub._message import Message
 
 cdef enum:
     WAIT_SLICE_MS = 100  # between looks for Ctrl-C
