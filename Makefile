@@ -63,7 +63,7 @@ test: $(VENV)/.test brokers
 
 # All four brokers, also what takes tens of seconds: RabbitMQ killed and started again, a cluster of NATS nodes.
 test-brokers: $(VENV)/.test brokers
-	$(BIN)/python -m pytest -m "slow_brokers or not slow_brokers" tests/test_four_brokers.py tests/test_nats_cluster.py \
+	$(BIN)/python -m pytest -m "slow_brokers or not slow_brokers" tests/test_end_to_end_*.py tests/test_nats_cluster.py \
 	    tests/test_more_brokers.py
 
 bench: $(VENV)/.bench mosquitto

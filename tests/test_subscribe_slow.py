@@ -14,12 +14,12 @@ from tests.making import DEADLINE_S, Gate, Inbox, eventually, receiver, send
 @pytest.mark.parametrize("queue", [10, 10_000])
 def test_a_handler_slower_than_two_keep_alives_costs_neither_link_nor_messages(broker: Broker, queue: int) -> None:
     gate, count = Gate(), 3000
-    with receiver(broker, ("t", gate), keep_alive=1, handler_queue=queue) as client:
+    with receiver(broker, ("t", gate), keep_alive=2, handler_queue=queue) as client:
         send(broker, [("t", b"%d" % number) for number in range(count)])
         assert gate.entered.wait(DEADLINE_S)
         # The broker would end the link after one and a half keep-alives without a ping, and we after as long without
         # an answer to it (which rumqttd does not give while its window is full).
-        threading.Event().wait(2.5)
+        threading.Event().wait(4.5)
         gate.opened.set()
         gate.inbox.wait(count)
         assert (client.stats().reconnects, client.stats().connects) == (0, 2)
