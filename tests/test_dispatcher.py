@@ -12,7 +12,7 @@ from cloudpubsub._dispatcher import Call, CallEach, Deliver, Dispatcher, Handler
 from cloudpubsub._errors import WrongThreadError
 from cloudpubsub._message import Drop, Message
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 MESSAGE = Message("a/b", b"x")
 Make = Callable[..., Dispatcher]
 
