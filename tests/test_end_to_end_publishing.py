@@ -19,7 +19,7 @@ from tests.test_publish_kill import round_and_number
 
 KIB = 1024
 SMALL: dict[str, Any] = {"ring_bytes": 64 * KIB, "segment_bytes": 64 * KIB}  # so that the disk is used
-COUNT = 2_000
+COUNT = 1_200
 KILLS = 3
 
 

@@ -11,7 +11,7 @@ from tests.links import PLAIN_WAYS, Link
 from tests.making import Child, Inbox, eventually
 from tests.publishing import LIMIT, publish_numbers
 
-COUNT = 2_000
+COUNT = 1_200
 
 HANGS = """
 import sys, threading, cloudpubsub
