@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from pathlib import Path
 
 import cloudpubsub
+from cloudpubsub._paho import Tap
 from cloudpubsub.demo.relay import Relay
 from tests.brokers import Broker
 from tests.collector import Collector
@@ -62,6 +65,26 @@ def test_the_goodbye_arrives_over_a_slow_link(mosquitto: Broker, tmp_path: Path)
         assert client.stats().backlog_messages > 0, "it was not slow"
         _end_marker(mosquitto, collector, tmp_path)
         assert collector.arrivals() == [b"marker"]
+
+
+def test_the_goodbye_is_waited_for_while_the_broker_answers() -> None:
+    """Each pause is shorter than the limit, all of them together are longer."""
+    ours, theirs = socket.create_server(("127.0.0.1", 0)), socket.socket()
+    with ours, theirs:
+        theirs.connect(ours.getsockname())
+        tap = Tap(ours.accept()[0])
+        tap.linger_s, tap.linger_until_s = 1.0, time.monotonic() + LIMIT
+        closing = threading.Thread(target=tap.close)
+        closing.start()
+        assert theirs.recv(1) == b"", "it says that nothing more comes"
+        for _ in range(8):
+            time.sleep(0.2)  # what a busy broker takes for each
+            theirs.sendall(b"\x40\x02\x00\x01")
+        # A socket that was closed before would have answered with a reset.
+        theirs.shutdown(socket.SHUT_WR)
+        closing.join(LIMIT)
+        assert not closing.is_alive()
+        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 def _publish_until_closed(client: cloudpubsub.Client) -> None:
