@@ -356,7 +356,7 @@ cdef extern from "_crc32c.h" nogil:
     uint32_t cps_crc32c(uint32_t crc, const uint8_t *data, size_t size) noexcept
 
 cdef extern from "_shared.h" nogil:
-    void cps_shared_get(void *sequence, void *slots, unsigned words, uint64_t *to) noexcept
+    void cps_shared_look(const void *sequence, const void *slots, unsigned words, uint64_t *to) noexcept
 
 cdef extern from "_frames.h" nogil:
     enum:

@@ -128,7 +128,7 @@ def shared_slot(const uint8_t[::1] page, Py_ssize_t at_sequence, Py_ssize_t at_s
     if not (0 <= at_sequence <= page.shape[0] - 4 and 0 <= at_slots <= page.shape[0] - 16 * words):
         raise ValueError("the page ends before the slots do")
     found = PyBytes_FromStringAndSize(NULL, 8 * words)
-    cps_shared_get(<void *>&page[at_sequence], <void *>&page[at_slots], words, <uint64_t *>PyBytes_AS_STRING(found))
+    cps_shared_look(&page[at_sequence], &page[at_slots], words, <uint64_t *>PyBytes_AS_STRING(found))
     return found
 
 
