@@ -2,6 +2,7 @@
 # make test      everything, on this Python
 # make test-all  everything, on every CPython from 3.10 to 3.13 that is found
 # make sanitize  the C core's tests with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# make model     the memory ordering of the C core, model-checked: it holds, and nothing in it is superfluous
 # make killtest  a simulated kill at every instruction that matters, and thousands of random ones beside a real broker;
 #                for minutes (KILL_ROUNDS=20)
 # make powercut  simulated power cuts, hundreds of thousands of them (CUT_SEEDS=50000)
@@ -52,8 +53,8 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-brokers test-all bench instructions lint sanitize killtest powercut chaos soak fuzz fuzz-quick fuzz-clang clean mosquitto \
-	brokers valgrind
+.PHONY: demo test test-brokers test-all bench instructions lint sanitize model killtest powercut chaos soak fuzz fuzz-quick \
+	fuzz-clang clean mosquitto brokers valgrind
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -180,6 +181,9 @@ sanitize: $(VENV)/.test
 	    -k "not kill_points and not log_threads and not log_model"
 	env $$($(BIN)/python -m tests.core.build thread) $(BIN)/python -m pytest -q tests/core/test_log_threads.py \
 	    tests/core/test_log_close.py tests/core/test_ring.py
+
+model: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "model or not model" tests/model
 
 KILL_ROUNDS ?= 20
 killtest: $(VENV)/.test mosquitto
