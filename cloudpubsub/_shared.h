@@ -66,6 +66,11 @@ typedef struct cps_shared {
     _Alignas(64) _Atomic uint32_t outlook;
 } cps_shared;
 
+/* Cursors and counters are 64 bits everywhere, and a word must not be seen half written: by another process, or after a
+ * kill between its halves.  ARMv7 has an instruction for it (LDREXD).  1, for ARMv6: libatomic asks the kernel for it, and
+ * cps_home_make asserts that it does. */
+_Static_assert(ATOMIC_LLONG_LOCK_FREE >= 1 && sizeof(_Atomic uint64_t) == 8, "64-bit words must be lock-free");
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2 && sizeof(_Atomic uint32_t) == 4, "32-bit words must be lock-free");
 _Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
 
 static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words,

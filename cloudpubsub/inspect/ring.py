@@ -48,6 +48,10 @@ def ring_name(spool_id: bytes) -> str:
     return f"cloudpubsub-{spool_id.hex()}.ring"
 
 
+def _whole_pages(size_bytes: int) -> int:
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 def clocks_ms() -> int:
     """How far the wall clock is ahead of CLOCK_BOOTTIME, in milliseconds: what makes a time of a stamp of this boot."""
     return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000
@@ -78,7 +82,7 @@ class Ring:
 
     def __init__(self, path: str, spool_id: bytes, generation: int) -> None:
         self.path = path
-        page_bytes = -(-_PAGE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+        page_bytes = _whole_pages(_PAGE_BYTES)
         self._at_ring = page_bytes
         self._fd = open_to_read(path)
         try:
@@ -92,10 +96,10 @@ class Ring:
             os.close(self._fd)
             raise
 
-    def _check(self, spool_id: bytes, generation: int, ring_bytes: int) -> None:
+    def _check(self, spool_id: bytes, generation: int, rest_bytes: int) -> None:
         magic, version, self.writer_pid, its_boot_id, its_id, its_bytes, own, announced = _PAGE.unpack_from(self._page)
-        self.ring_bytes = ring_bytes
-        if magic != _MAGIC or version != _VERSION or its_bytes != ring_bytes or ring_bytes & (ring_bytes - 1):
+        self.ring_bytes = its_bytes
+        if magic != _MAGIC or version != _VERSION or its_bytes & (its_bytes - 1) or _whole_pages(its_bytes) != rest_bytes:
             raise ValueError("it is of another version, or not whole")
         if its_boot_id != boot_id():
             raise ValueError("it is of an earlier boot")

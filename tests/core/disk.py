@@ -78,6 +78,10 @@ class Disk:
     def io(self) -> Any:
         return self.lib.sim_io(self.c)
 
+    def pages(self, size_bytes: int) -> None:
+        """Of a machine with other pages than this one, before anything is open."""
+        self.lib.sim_pages(self.c, size_bytes)
+
     def calls(self, kind: str) -> int:
         """How often a kind of call was made: ``"WRITE"``, ``"CHANGES"`` for all that change the disk."""
         return int(self.lib.sim_calls(self.c, getattr(self.lib, f"SIM_{kind}")))
