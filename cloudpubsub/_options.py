@@ -8,7 +8,6 @@ Immutable, so it may be shared between threads.  Checking touches no file and no
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -470,6 +469,8 @@ def _unknown(name: str, known: Sequence[str]) -> OptionError:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
+    import difflib  # only for who made a mistake
+
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -37,7 +37,7 @@ def _is_sane(report: dict[str, Any]) -> None:
         assert 0 < times["min"] <= times["median"] <= times["max"] < math.inf, name
 
 
-@pytest.mark.parametrize("module", ["bench", "bench.enqueue", "bench.end_to_end", "bench.spill"])
+@pytest.mark.parametrize("module", ["bench", "bench.enqueue", "bench.end_to_end", "bench.spill", "bench.footprint"])
 def test_each_explains_itself(module: str) -> None:
     assert "--quick" in _run(module, "--help")
 
@@ -128,3 +128,12 @@ def test_the_meter_adds_up_and_sees_memory() -> None:
     assert sample.rss_growth_bytes > 24 << 20
     assert sample.rate == pytest.approx(1000 / sample.seconds)
     assert sample.extra == {"resent": 2}
+
+
+def test_footprint_measures_size_import_and_memory() -> None:
+    report = json.loads(_run("bench.footprint", "--quick", "--json"))
+    assert report["bytes"]["cloudpubsub"] > report["bytes"]["cloudpubsub, compiled"] > 0
+    assert report["import"]["cloudpubsub"]["wall_ms"] > 0
+    interpreter, client = report["kib"]["the interpreter"], report["kib"]["an idle client"]
+    assert interpreter["rss"] < client["rss"]
+    assert client["shared"] > 0, "a ring in tmpfs, of which something is used"
