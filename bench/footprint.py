@@ -135,7 +135,11 @@ def show(report: dict[str, Any]) -> str:
         f"| {name} | {it['wall_ms']:.0f} | {it['wall_ms_min']:.0f} | {it['cpu_ms_min']:.0f} |"
         for name, it in report["import"].items()
     ]
-    lines += ["", "| resident memory, KiB | all | anonymous | of files | in tmpfs |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines += [
+        "",
+        "| resident memory, KiB | all | anonymous | of files | in tmpfs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     lines += [
         f"| {name} | {it['rss']:,.0f} | {it['anonymous']:,.0f} | {it['files']:,.0f} | {it['shared']:,.0f} |"
         for name, it in report["kib"].items()

@@ -99,7 +99,8 @@ class Ring:
     def _check(self, spool_id: bytes, generation: int, rest_bytes: int) -> None:
         magic, version, self.writer_pid, its_boot_id, its_id, its_bytes, own, announced = _PAGE.unpack_from(self._page)
         self.ring_bytes = its_bytes
-        if magic != _MAGIC or version != _VERSION or its_bytes & (its_bytes - 1) or _whole_pages(its_bytes) != rest_bytes:
+        is_whole = its_bytes & (its_bytes - 1) == 0 and _whole_pages(its_bytes) == rest_bytes
+        if magic != _MAGIC or version != _VERSION or not is_whole:
             raise ValueError("it is of another version, or not whole")
         if its_boot_id != boot_id():
             raise ValueError("it is of an earlier boot")
