@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 from cloudpubsub._spool import shared_slot
 from cloudpubsub.inspect.layout import (
+    AHEAD_MAX,
     ALIGN,
     LEDGER_WORDS,
     PAD,
     RECORD,
     RECORD_HEADER_BYTES,
+    Ahead,
     Ledger,
     Produced,
     Settled,
@@ -33,13 +35,14 @@ from cloudpubsub.inspect.segment import Damage, Record, open_to_read, read_at
 __all__ = ["Outlook", "Ring", "RingState", "boot_id", "clocks_ms", "ring_name"]
 
 _MAGIC = b"CPSRING1"
-_VERSION = 2
+_VERSION = 3
 _PAGE = struct.Struct("=8sII16s16sQQQ")
 _PAGE_BYTES = 8192  # rounded up to whole pages of the machine
-_AT_PRODUCED, _AT_SETTLED, _AT_LEDGER, _AT_OUTLOOK = 128, 256, 512, 5824
+_AT_PRODUCED, _AT_SETTLED, _AT_LEDGER, _AT_OUTLOOK = 128, 256, 832, 6144
 _STORAGE = (None, "memory", "ok", "full", "failed")
 _LINK = (None, "down", "up")
-_PRODUCED_WORDS, _SETTLED_WORDS = 5, 13
+_PRODUCED_WORDS, _SETTLED_WORDS, _AHEAD_WORDS = 5, 32, 3
+_AT_AHEAD_COUNT = 13  # word; the ranges are behind it
 _RECORD_SHARE = 4  # a record is at most this part of the ring
 _CHUNK_BYTES = 1 << 20
 
@@ -113,7 +116,11 @@ class Ring:
 
     def state(self) -> RingState:
         # What is settled first: it is never ahead of what was published before.
-        settled = settled_of(self._copy(_AT_SETTLED, _AT_SETTLED + ALIGN, _SETTLED_WORDS))
+        words = self._copy(_AT_SETTLED, _AT_SETTLED + ALIGN, _SETTLED_WORDS)
+        count = words[_AT_AHEAD_COUNT] if words[_AT_AHEAD_COUNT] <= AHEAD_MAX else 0
+        at = [_AT_AHEAD_COUNT + 1 + _AHEAD_WORDS * i for i in range(count)]
+        ahead = tuple(one for one in (Ahead(*words[i : i + _AHEAD_WORDS]) for i in at) if one.first < one.end)
+        settled = settled_of(words, ahead).tamed(1 << 63)
         return RingState(Produced(*self._copy(_AT_PRODUCED, _AT_PRODUCED + ALIGN, _PRODUCED_WORDS)), settled)
 
     def outlook(self) -> Outlook:
