@@ -214,6 +214,10 @@ class Connection(ABC):
     def _wants_to_read(self) -> bool:
         return True
 
+    def _patience_s(self) -> float:
+        """How long to leave what comes where it is, before looking for it."""
+        return 0.0
+
     def _next_deadline_s(self) -> float | None:
         """When the loop must turn without an event, besides keep-alive."""
         return None
@@ -431,6 +435,8 @@ class Connection(ABC):
             sleeps = (blocked_on or not self.is_up or self._may_sleep()) and not is_over()
             timeout_ms = self._sleep_ms(now_s, deadline_s, not blocked_on) if sleeps else 0
             self.busy_since_s = None
+            if sleeps and (patience_s := self._patience_s()) > 0:
+                time.sleep(patience_s)
             events = poller.poll(timeout_ms)
             self.busy_since_s = time.monotonic()
             for fd, event in events:

@@ -47,6 +47,10 @@ _READ_RETRY_S = 1.0
 _BACKLOG_S = 10.0  # how old it is when a connection comes up
 _BACKLOGS_MAX = 6  # CPS_AHEAD_MAX
 _UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
+# With so many in flight an acknowledgement is not worth waking up for: whoever reads rarely reads many at once, and the
+# broker, which writes one by one, is interrupted rarely.
+_PATIENT_INFLIGHT = 2_000
+_PATIENCE_S = 0.0005
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 # Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
 # rate, quota, administrative, another server (twice), connection rate, maximum connect time.
@@ -300,6 +304,9 @@ class Publisher(Connection):
         elif self._control_s is not None and self.inflight > 0:
             times.append(math.inf)
         return max(times)
+
+    def _patience_s(self) -> float:
+        return _PATIENCE_S if self.inflight >= _PATIENT_INFLIGHT else 0.0
 
     def _next_deadline_s(self) -> float | None:
         times = [math.inf]
