@@ -9,6 +9,7 @@
 # make soak      overload against a small quota, with the disk looked at all the time (SOAK_SECONDS=300)
 # make lint      ruff, mypy, and the C core with every warning an error
 # make bench     what the README's numbers come from
+# make instructions  counts the instructions of the native hot paths and compares with bench/instructions.json
 # make fuzz      fuzzing of what reads bytes from outside, for an hour a target, or FUZZ_SECONDS
 # make fuzz-quick  the same for a minute a target
 #
@@ -50,8 +51,8 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-brokers test-all bench lint sanitize killtest powercut chaos soak fuzz fuzz-quick fuzz-clang clean mosquitto \
-	brokers
+.PHONY: demo test test-brokers test-all bench instructions lint sanitize killtest powercut chaos soak fuzz fuzz-quick fuzz-clang clean mosquitto \
+	brokers valgrind
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -66,6 +67,20 @@ test-brokers: $(VENV)/.test brokers
 
 bench: $(VENV)/.bench mosquitto
 	$(BIN)/python -m bench
+
+# Counts are the same on a busy machine; a minute at most.
+instructions: valgrind
+	@"$(PYTHON)" -m bench.instructions --check
+
+valgrind:
+	@type -P valgrind >/dev/null && exit 0
+	if [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; then
+	    echo "installing valgrind"
+	    .ci/install valgrind libc6-dbg
+	else
+	    echo "valgrind is missing; as root: apt-get install valgrind" >&2
+	    exit 1
+	fi
 
 test-all:
 	@tested=""
