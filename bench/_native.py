@@ -45,7 +45,9 @@ def core_sources() -> list[Path]:
 
 
 @cache
-def build(name: str, *, core: bool = False, libraries: tuple[str, ...] = ()) -> Path:
+def build(
+    name: str, *, core: bool = False, flags: tuple[str, ...] = (), libraries: tuple[str, ...] = ()
+) -> Path:
     """The program of `native/NAME.c`, with the C core if wanted.  Raises Missing where something lacks."""
     sources = [HERE / f"{name}.c", *(core_sources() if core else [])]
     headers = [*HERE.glob("*.h"), *((ROOT / "cloudpubsub").glob("_*.h") if core else [])]
@@ -53,6 +55,7 @@ def build(name: str, *, core: bool = False, libraries: tuple[str, ...] = ()) -> 
         *compiler(),
         *FLAGS,
         *_WARNINGS,
+        *flags,
         *(["-I", str(ROOT / "cloudpubsub")] if core else []),
         *map(str, sources),
         *(f"-l{library}" for library in libraries),

@@ -3,27 +3,28 @@
 A process appends a backlog and closes, or is killed with SIGKILL; then fresh processes open the spool, with its files
 in the page cache and, where this may be arranged (as root), without.  What opening read and how much memory it took
 comes with it.
-Ten million records of 1 KiB take 11 GB of disk, so this one is not part of `python -m bench`.
+Ten million records of 1 KiB take 11 GB of disk, so `python -m bench` opens smaller ones.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cloudpubsub
-from bench import _harness
-from bench._harness import TOPIC, Meter, Report, Sample, check
 
-_MODULE = "bench.recovery"
+from . import _harness
+from ._harness import TOPIC, Meter, Report, Sample, Samples, check
+
+_MODULE = _harness.module_name("recovery")
 _SIZES = (64, 1_024)
 _QUOTA_BYTES = 1 << 40
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -81,15 +82,17 @@ def _forget_pages() -> bool:
 def _open_in_child(path: Path, messages: int) -> Sample:
     order = {"subject": "open", "path": str(path), "messages": messages}
     child = subprocess.run(
-        [sys.executable, "-m", _MODULE, "--one", json.dumps(order)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", _MODULE, "--one", json.dumps(order)],
+        capture_output=True, text=True, check=False,
+        cwd=_harness.ROOT if _MODULE.startswith("bench.") else None,
     )
     check(child.returncode == -signal.SIGKILL, child.stderr)
     return Sample(**json.loads(child.stdout))
 
 
-def run(arguments: Namespace) -> Report:
+def run(arguments: argparse.Namespace) -> Report:
     messages = arguments.messages or (20_000 if arguments.quick else 10_000_000)
-    samples: dict[str, list[Sample]] = {}
+    samples = Samples()
     for size in _SIZES:
         for ending in ("closed", "killed"):
             with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
@@ -106,7 +109,13 @@ def run(arguments: Namespace) -> Report:
                         # Killed by now; a clean end again, for the next one.
                         with cloudpubsub.Spool(path, max_spool_bytes=_QUOTA_BYTES, segment_bytes=8 << 20):
                             pass
-    return {"messages": messages, "subjects": _harness.summary(samples)}
+    return {
+        "bench": "recovery",
+        "parameters": {"messages": messages},
+        "missing": {},
+        "subjects": _harness.summary(samples),
+        "ratios": {},
+    }
 
 
 def show(report: Report) -> str:
@@ -120,12 +129,19 @@ def show(report: Report) -> str:
         ]
         for name, one in report["subjects"].items()
     ]
-    head = [f"{report['messages']:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
+    head = [f"{report['parameters']['messages']:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
     return _harness.table(head, rows)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = _harness.parser(_MODULE, __doc__)
+    made.add_argument("--messages", type=int, help="records (default: 10 million)")
+    return made
+
+
+def main() -> None:
+    _harness.main(parser().parse_args(), {"open": opening}, run, show)
+
+
 if __name__ == "__main__":
-    parser = _harness.parser(_MODULE, __doc__)
-    parser.add_argument("--messages", type=int, help="records (default: 10 million)")
-    parser.add_argument("--directory", type=Path, help="where the spool is made (default: for temporary files)")
-    _harness.main(parser.parse_args(), {"open": opening}, run, show)
+    main()
