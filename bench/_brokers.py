@@ -211,14 +211,20 @@ def running_peer(
     payload_bytes: int = 64,
     certificate: str | None = None,
     key: str | None = None,
+    stamps: Path | None = None,
+    port: int = 0,
 ) -> Iterator[int]:
-    """The port of the native sink, which sends `messages` to whoever subscribes.  Raises Missing."""
+    """The port of the native sink, which sends `messages` to whoever subscribes.  Raises Missing.
+
+    `stamps`: where it keeps how long after the time in its payload each message came, in ns of 8 bytes.
+    """
     if certificate:
         program = _native.build("peer", flags=("-DPEER_TLS",), libraries=("ssl", "crypto"))
     else:
         program = _native.build("peer")
-    command = [str(program), "0", str(messages), str(window), str(payload_bytes)]
+    command = [str(program), str(port), str(messages), str(window), str(payload_bytes)]
     command += [certificate, key] if certificate and key else []
+    command += [str(stamps)] if stamps else []
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=_die_with_parent)
     assert child.stdout is not None
     try:

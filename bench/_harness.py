@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import _brokers, _native
+from . import _brokers, _flags, _native
 from ._native import Missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,9 +85,11 @@ class Meter:
         self.cpu_seconds += _cpu_s() - self._cpu_s
         self._peak_bytes = max(self._peak_bytes, _memory_bytes("VmHWM"))
 
-    def sample(self, count: int, **extra: float) -> Sample:
+    def sample(self, count: int, *, seconds: float | None = None, **extra: float) -> Sample:
+        """`seconds`: where only a part of the time is to count."""
         growth = max(0, self._peak_bytes - (self._first_bytes or 0))
-        return Sample(count, self.seconds, self.cpu_seconds, self._peak_bytes, growth, extra)
+        seconds = self.seconds if seconds is None else seconds
+        return Sample(count, seconds, self.cpu_seconds, self._peak_bytes, growth, extra)
 
 
 def _cpu_s() -> float:
@@ -122,6 +124,11 @@ class Samples(dict[str, list["Sample | None"]]):
         return [sample for sample in self[name] if sample is not None]
 
 
+def child_directory(module: str) -> Path | None:
+    """Where a child is to run: `bench` of a source tree is found from its root only, `cloudpubsub.bench` from anywhere."""
+    return ROOT if module.startswith("bench.") else None
+
+
 def measure(module: str, subject: str, **parameters: Any) -> Sample:
     """Run one subject of `module` in a child process.
 
@@ -132,7 +139,7 @@ def measure(module: str, subject: str, **parameters: Any) -> Sample:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", module, "--one", order],
-                cwd=ROOT if module.startswith("bench.") else None,
+                cwd=child_directory(module),
                 capture_output=True,
                 text=True,
                 timeout=_CHILD_TIMEOUT_S,
@@ -399,39 +406,19 @@ def parser(module: str, text: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog=f"python -m {module}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--quick", action="store_true", help="tiny sizes, one round: shows that it runs, not how fast")
-    made.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
-    made.add_argument("--rounds", type=int, help="how often each subject is measured, in turns")
+    _flags.add_flags(made)
     made.add_argument("--own-only", action="store_true", help="leave out other libraries")
     made.add_argument("--one", help=argparse.SUPPRESS)
-    settings = made.add_argument_group("settings", "of this library, and what is published; not every one matters here")
-    settings.add_argument("--payload-bytes", type=int, metavar="N", help="size of each payload")
-    settings.add_argument("--directory", type=Path, metavar="DIR", help="where spools are made, and removed after")
-    settings.add_argument("--durability", choices=("memory", "process", "power"))
-    for name in _NUMBERS:
-        settings.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
-    settings.add_argument("--protocol", choices=("3.1.1", "5"))
     return made
 
 
-_NUMBERS = ("ring_bytes", "segment_bytes", "max_inflight", "max_inflight_bytes")
-
-
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keywords for `cloudpubsub.Client` that the user gave."""
-    names = ("durability", "protocol", *_NUMBERS)
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+settings_of = _flags.settings_of
 
 
 def common_order(arguments: argparse.Namespace) -> dict[str, Any]:
     """Parameters of every subject."""
     within = getattr(arguments, "directory", None)
     return {"settings": settings_of(arguments), **({"within": str(within)} if within else {})}
-
-
-def default_arguments(**given: Any) -> argparse.Namespace:
-    """As `parser` makes them where nothing is said but `given`."""
-    return argparse.Namespace(**{**vars(parser("bench", None).parse_args([])), **given})
 
 
 def rounds_of(arguments: argparse.Namespace, usual: int = 5) -> int:

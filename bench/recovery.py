@@ -51,7 +51,7 @@ def opening(order: dict[str, Any]) -> Sample:
     check(found.records == order["messages"], f"{found.records} of {order['messages']} records found")
     check(found.damaged_ranges == 0, f"{found.damaged_ranges} damaged ranges")
     sample = meter.sample(
-        order["messages"], seconds=meter.seconds, mib_read=found.bytes_read / 2**20, segments=found.segments
+        order["messages"], opening_s=meter.seconds, mib_read=found.bytes_read / 2**20, segments=found.segments
     )
     # Without a goodbye, so that the next one finds the same: a killed process's spool stays one.
     print(json.dumps(asdict(sample)), flush=True)
@@ -84,7 +84,7 @@ def _open_in_child(path: Path, messages: int) -> Sample:
     child = subprocess.run(
         [sys.executable, "-m", _MODULE, "--one", json.dumps(order)],
         capture_output=True, text=True, check=False,
-        cwd=_harness.ROOT if _MODULE.startswith("bench.") else None,
+        cwd=_harness.child_directory(_MODULE),
     )
     check(child.returncode == -signal.SIGKILL, child.stderr)
     return Sample(**json.loads(child.stdout))
@@ -122,7 +122,7 @@ def show(report: Report) -> str:
     rows = [
         [
             name,
-            f"{one['seconds']['median']:.3f}",
+            f"{one['opening_s']['median']:.3f}",
             f"{one['mib_read']['median']:,.1f}",
             f"{one['segments']['median']:,.0f}",
             _harness.mib(one["rss_growth_bytes"]),

@@ -1,11 +1,13 @@
 /* The other end of a connection, as light as can be, so that the client is what is measured:
  *
- *     peer PORT MESSAGES WINDOW PAYLOAD_BYTES [CERTIFICATE KEY]
+ *     peer PORT MESSAGES WINDOW PAYLOAD_BYTES [CERTIFICATE KEY | STAMPS]
  *
  * listens on 127.0.0.1, prints its port, and serves any number of connections, each on a thread of its own: MQTT 3.1.1
  * and 5, QoS 1.  As a sink it parses PUBLISH packets and acknowledges what one read brought with one write.  A client
  * that subscribes gets MESSAGES messages, at most WINDOW of them unacknowledged, as fast as the socket takes them; the
  * acknowledgements must come in order.  With a certificate it speaks TLS (compiled with PEER_TLS; sink only).
+ * With STAMPS, the path of a file, each payload begins with the nanoseconds of CLOCK_MONOTONIC when it was published; how
+ * much later it was received is appended to the file, 8 bytes each, when the client says goodbye.
  * Ends with the process that started it. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -20,6 +22,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef PEER_TLS
 #include <openssl/err.h>
@@ -27,11 +30,12 @@
 static SSL_CTX *tls_context;
 #endif
 
-enum { IN_BYTES = 512 * 1024, OUT_BYTES = 256 * 1024, PACKET_MAX = 256 * 1024 };
+enum { IN_BYTES = 512 * 1024, OUT_BYTES = 256 * 1024, PACKET_MAX = 256 * 1024, STAMPS_MAX = 4000000 };
 #define TOPIC "gateway-17/telemetry"
 #define TOPIC_BYTES (sizeof(TOPIC) - 1)
 
 static uint64_t messages;
+static const char *stamps_path;
 static uint32_t window, payload_bytes;
 
 typedef struct peer {
@@ -44,11 +48,26 @@ typedef struct peer {
     uint8_t level;
     bool subscribed;
     uint64_t acked; /* of what we send */
+    uint64_t received_ns; /* when the last bytes came */
+    int64_t *stamps;
+    size_t stamps_used;
 } peer;
 
 static void fail(const char *what) {
     fprintf(stderr, "peer: %s\n", what);
     exit(1);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void keep_stamps(const peer *p) {
+    FILE *file = fopen(stamps_path, "ab");
+    if (file == NULL || fwrite(p->stamps, 8, p->stamps_used, file) != p->stamps_used || fclose(file) != 0)
+        fail("the stamps cannot be kept");
 }
 
 static ssize_t get(peer *p, void *to, size_t size) {
@@ -100,6 +119,11 @@ static bool take(peer *p, const uint8_t *packet, const uint8_t *body, size_t siz
         if (size < 4) return false;
         size_t topic = (size_t)body[0] << 8 | body[1];
         if (size < 4 + topic) return false;
+        if (stamps_path != NULL && size >= 12 + topic && p->stamps_used < STAMPS_MAX) {
+            int64_t then;
+            memcpy(&then, body + 4 + topic, 8);
+            p->stamps[p->stamps_used++] = (int64_t)p->received_ns - then;
+        }
         uint8_t puback[4] = {0x40, 2, body[2 + topic], body[3 + topic]};
         return answer(p, puback, 4);
     }
@@ -154,6 +178,7 @@ static bool receive(peer *p, int flags) {
     ssize_t n = flags == 0 ? get(p, p->in + p->in_used, IN_BYTES - p->in_used)
                            : recv(p->fd, p->in + p->in_used, IN_BYTES - p->in_used, flags);
     if (n <= 0) return false;
+    if (stamps_path != NULL) p->received_ns = now_ns();
     p->in_used += (size_t)n;
     return true;
 }
@@ -229,6 +254,7 @@ static void *serve(void *argument) {
     p->in = malloc(IN_BYTES);
     p->out = malloc(OUT_BYTES);
     if (p->in == NULL || p->out == NULL) fail("no memory");
+    if (stamps_path != NULL && (p->stamps = malloc(8 * (size_t)STAMPS_MAX)) == NULL) fail("no memory");
     bool good = true;
 #ifdef PEER_TLS
     if (tls_context != NULL) {
@@ -248,7 +274,9 @@ static void *serve(void *argument) {
 #ifdef PEER_TLS
     if (p->tls != NULL) SSL_free(p->tls);
 #endif
+    if (p->stamps_used > 0) keep_stamps(p);
     (void)close(p->fd);
+    free(p->stamps);
     free(p->in);
     free(p->out);
     free(p);
@@ -256,7 +284,8 @@ static void *serve(void *argument) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5 && argc != 7) fail("PORT MESSAGES WINDOW PAYLOAD_BYTES [CERTIFICATE KEY]");
+    if (argc < 5 || argc > 7) fail("PORT MESSAGES WINDOW PAYLOAD_BYTES [CERTIFICATE KEY | STAMPS]");
+    if (argc == 6) stamps_path = argv[5];
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)signal(SIGPIPE, SIG_IGN);
     messages = strtoull(argv[2], NULL, 10);
