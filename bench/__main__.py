@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(_suite.QUESTIONS)} (default: all)")
     _flags.add_flags(parser)
-    parser.add_argument("--results", type=Path, help="directory for the figures (default: bench/results, if all are run)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="for the figures (full run: bench/results)")
     arguments = parser.parse_args(argv)
     arguments.peers, arguments.broker, arguments.tls, arguments.messages = True, None, False, None
     if arguments.results is None and not arguments.quick and not arguments.names:

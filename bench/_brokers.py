@@ -1,6 +1,7 @@
-"""Brokers for the benchmarks, as child processes on 127.0.0.1 that end with this process: Mosquitto (the Debian package),
-rumqttd (the wheel `iotcore`), and a native sink, which acknowledges and does nothing else, so that the client is what is
-measured.  Or one that runs already, by its URL."""
+"""Brokers for the benchmarks, as child processes on 127.0.0.1 that end with this process: Mosquitto (the Debian
+package), rumqttd (the wheel `iotcore`), and a native sink, which acknowledges and does nothing else, so that the
+client is what is measured.  Or one that runs already, by its URL.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +182,7 @@ def _broker(command: Callable[[list[int]], list[str]], log: Path) -> Iterator[li
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other thread runs here yet
             )
         try:
             if _listens(child, ports[0]):
@@ -225,7 +226,7 @@ def running_peer(
     command = [str(program), str(port), str(messages), str(window), str(payload_bytes)]
     command += [certificate, key] if certificate and key else []
     command += [str(stamps)] if stamps else []
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert child.stdout is not None
     try:
         line = child.stdout.readline()

@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: shows that it runs, not how fast")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each subject is measured, in turns")
-    settings = parser.add_argument_group("settings", "of this library, and what is published; not every one matters here")
+    settings = parser.add_argument_group("settings", "of this library; not every one matters here")
     settings.add_argument("--payload-bytes", type=int, metavar="N", help="size of each payload")
     settings.add_argument("--directory", type=Path, metavar="DIR", help="where spools are made, and removed after")
     settings.add_argument("--durability", choices=("memory", "process", "power"))

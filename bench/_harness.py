@@ -1,8 +1,8 @@
 """What all benchmarks share: a meter, rounds of child processes in turns, ratios within a round, and the report.
 
 A subject is a function of one module that takes parameters and returns a `Sample`.  It runs in a child process
-(`python -m bench.enqueue --one ...`), so CPU time and memory are those of the subject alone.  One that needs what is not
-installed raises `Missing` and is named in the report.
+(`python -m bench.enqueue --one ...`), so CPU time and memory are those of the subject alone.  One that needs what is
+not installed raises `Missing` and is named in the report.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Samples(dict[str, list["Sample | None"]]):
 
 
 def child_directory(module: str) -> Path | None:
-    """Where a child is to run: `bench` of a source tree is found from its root only, `cloudpubsub.bench` from anywhere."""
+    """Where a child is to run: `bench` of a source tree is found from its root only."""
     return ROOT if module.startswith("bench.") else None
 
 
@@ -233,7 +233,7 @@ def chosen(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def program(command: Sequence[str], **options: Any) -> tuple[str, float, float, int]:
-    """Run another program to its end: (what it printed, seconds, CPU seconds, peak memory in bytes).  Once a process."""
+    """Run another program to its end: (what it printed, seconds, CPU seconds, peak memory in bytes)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began_s = time.perf_counter()
     child = subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

@@ -107,7 +107,7 @@ def send_all(
 
 
 def receive(sock: socket.socket, room: memoryview) -> int:
-    """What is there, at most what fits.  TLS may hold some that the poll does not tell of, so it is asked until it is empty."""
+    """What is there, at most what fits.  TLS holds some that no poll tells of, so it is asked until it is empty."""
     size = 0
     while size < len(room):
         try:

@@ -106,12 +106,12 @@ def _chosen(arguments: argparse.Namespace) -> Iterator[Part]:
         if arguments.broker is not None and "broker" in part.arguments:
             if part.question in seen:
                 continue
-            part = Part(part.question, f"{title_of(part.question)} ({arguments.broker})", part.rounds)
-        elif not arguments.peers and part.arguments.get("broker") in ("mosquitto", "rumqttd"):
-            if _brokers.available()[part.arguments["broker"]] is not None:
-                continue  # nobody who tunes misses one of several
-        seen.add(part.question)
-        yield part
+            seen.add(part.question)
+            yield Part(part.question, f"{title_of(part.question)} ({arguments.broker})", part.rounds)
+            continue
+        # Who tunes does not miss one of several brokers; in a comparison it is named as missing.
+        if arguments.peers or _brokers.available().get(part.arguments.get("broker", "")) is None:
+            yield part
 
 
 def _given(arguments: argparse.Namespace, part: Part) -> argparse.Namespace:

@@ -1,10 +1,10 @@
 """How many messages a second are acknowledged?
 
-Messages of one size to a topic of 20 bytes, QoS 1, nobody subscribed, from one Python thread that publishes as fast as
-it can, until the last acknowledgement is there: cloudpubsub (with a spool, and in memory alone), paho-mqtt (`loop_start`,
-the best of several `max_inflight`), aiomqtt, awscrt (MQTT 5), Paho C (MQTTAsync) and `mosquitto_pub -l`; and as the
-ceiling a raw sender: PUBLISH packets that were encoded beforehand, on a plain socket, the best of several windows, batch
-sizes and pauses before reading, acknowledgements only counted.
+Messages of one size to a topic of 20 bytes, QoS 1, nobody subscribed, from one Python thread that publishes as fast
+as it can, until the last acknowledgement is there: cloudpubsub (with a spool, and in memory alone), paho-mqtt
+(`loop_start`, the best of several `max_inflight`), aiomqtt, awscrt (MQTT 5), Paho C (MQTTAsync) and `mosquitto_pub
+-l`; and as the ceiling a raw sender: PUBLISH packets that were encoded beforehand, on a plain socket, the best of
+several windows, batch sizes and pauses before reading, acknowledgements only counted.
 
 The broker is Mosquitto, rumqttd, one of yours (`--broker mqtt://HOST:PORT`), or `sink`, a C program that parses and
 acknowledges and does nothing else, so that the client is what is measured.
@@ -309,7 +309,9 @@ def _times(ratio: dict[str, float] | None, form: str, is_itself: bool) -> str:
 def parser() -> argparse.ArgumentParser:
     made = _harness.parser(_MODULE, __doc__)
     made.add_argument(
-        "--broker", default=_brokers.default(), help="mosquitto, rumqttd, sink, or mqtt://HOST:PORT (default: %(default)s)"
+        "--broker",
+        default=_brokers.default(),
+        help="mosquitto, rumqttd, sink, or mqtt://HOST:PORT (default: %(default)s)",
     )
     made.add_argument("--tls", action="store_true", help="over TLS, with certificates made for it")
     made.add_argument("--messages", type=int, help="per measurement; slower libraries get a part of it")

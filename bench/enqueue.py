@@ -2,9 +2,10 @@
 
 64 bytes to a topic of 20, from one Python thread: `Client.publish` without a connection, into a ring with room, the
 same beside a Python thread that computes, and with a connection; appending from one and from four native threads.
-Beside it `queue.SimpleQueue.put`, a copy into memory, paho's own `publish()` at QoS 1 without and with a connection, and
-what keeps a queue on the disk: persist-queue (SQLiteAckQueue and file Queue), diskcache.Deque, sqlite3 in WAL mode, LMDB,
-RocksDB, and a file that is appended to and synced each time.  The loop around the call is part of the time, for all alike.
+Beside it `queue.SimpleQueue.put`, a copy into memory, paho's own `publish()` at QoS 1 without and with a connection,
+and what keeps a queue on the disk: persist-queue (SQLiteAckQueue and file Queue), diskcache.Deque, sqlite3 in WAL
+mode, LMDB, RocksDB, and a file that is appended to and synced each time.  The loop around the call is part of the
+time, for all alike.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ def rocks_put(order: dict[str, Any]) -> Sample:
     with meter:
         for i in range(n):
             base[i.to_bytes(8, "big")] = payload
-    check(sum(1 for _ in base.keys()) == n, "not all are in the table")
+    check(sum(1 for _ in base) == n, "not all are in the table")
     base.close()
     return meter.sample(n)
 
@@ -338,7 +339,8 @@ def show(report: Report) -> str:
                 "1" if times is None else _harness.span(times, "{:,.2f}"),
             ]
         )
-    head = [f"one call, {report['parameters']['payload_bytes']} B", "ns, median (min-max)", "CPU s per million", "times cloudpubsub's, offline"]
+    size = report["parameters"]["payload_bytes"]
+    head = [f"one call, {size} B", "ns, median (min-max)", "CPU s per million", "times cloudpubsub's, offline"]
     return _harness.table(head, rows)
 
 

@@ -1,7 +1,7 @@
 """What does a client cost that has nothing to do?
 
-Connected to a native sink, nothing published: wake-ups a second (voluntary context switches of all threads) and CPU, for
-a client with its publish connection, for one with both connections, and for paho-mqtt with its network thread.
+Connected to a native sink, nothing published: wake-ups a second (voluntary context switches of all threads) and CPU,
+for a client with its publish connection, for one with both connections, and for paho-mqtt with its network thread.
 """
 
 from __future__ import annotations

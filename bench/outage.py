@@ -1,8 +1,8 @@
 """What happens in an outage, and how fast is it over?
 
 A client publishes at a steady rate to a native sink that is killed for a while and comes back on the same port.  A
-timeline of what was published and acknowledged, and of how full ring and spool are; and how long after the link was back
-the backlog was gone.
+timeline of what was published and acknowledged, and of how full ring and spool are; and how long after the link was
+back the backlog was gone.
 """
 
 from __future__ import annotations

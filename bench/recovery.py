@@ -9,12 +9,14 @@ Ten million records of 1 KiB take 11 GB of disk, so `python -m bench` opens smal
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,23 @@ def _write(path: Path, messages: int, size: int, killed: bool) -> None:
         writer.wait()
 
 
+@contextlib.contextmanager
+def _ring_directory() -> Iterator[None]:
+    """What killed processes leave in tmpfs goes, too."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="cloudpubsub-bench-", dir="/dev/shm") as directory:
+        before = os.environ.get("RUNTIME_DIRECTORY")
+        os.environ["RUNTIME_DIRECTORY"] = directory
+        try:
+            yield
+        finally:
+            del os.environ["RUNTIME_DIRECTORY"]
+            if before is not None:
+                os.environ["RUNTIME_DIRECTORY"] = before
+
+
 def _forget_pages() -> bool:
     try:
         os.sync()
@@ -83,7 +102,9 @@ def _open_in_child(path: Path, messages: int) -> Sample:
     order = {"subject": "open", "path": str(path), "messages": messages}
     child = subprocess.run(
         [sys.executable, "-m", _MODULE, "--one", json.dumps(order)],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         cwd=_harness.child_directory(_MODULE),
     )
     check(child.returncode == -signal.SIGKILL, child.stderr)
@@ -95,7 +116,9 @@ def run(arguments: argparse.Namespace) -> Report:
     samples = Samples()
     for size in _SIZES:
         for ending in ("closed", "killed"):
-            with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+            with _ring_directory(), tempfile.TemporaryDirectory(
+                prefix="cloudpubsub-bench-", dir=arguments.directory
+            ) as directory:
                 path = Path(directory) / "spool"
                 _harness.note_to_stderr(f"{messages:,} records of {size} B, {ending}")
                 _write(path, messages, size, ending == "killed")
@@ -129,7 +152,8 @@ def show(report: Report) -> str:
         ]
         for name, one in report["subjects"].items()
     ]
-    head = [f"{report['parameters']['messages']:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
+    messages = report["parameters"]["messages"]
+    head = [f"{messages:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
     return _harness.table(head, rows)
 
 

@@ -67,7 +67,9 @@ def show(report: Report) -> str:
 def parser() -> argparse.ArgumentParser:
     made = _harness.parser(_MODULE, __doc__)
     made.add_argument(
-        "--broker", default=_brokers.default(), help="mosquitto, rumqttd, sink, or mqtt://HOST:PORT (default: %(default)s)"
+        "--broker",
+        default=_brokers.default(),
+        help="mosquitto, rumqttd, sink, or mqtt://HOST:PORT (default: %(default)s)",
     )
     return made
 

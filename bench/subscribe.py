@@ -1,9 +1,9 @@
 """How many messages a second reach a handler in Python?
 
-64 bytes at QoS 1, each acknowledged: from a native source (a C program that only sends and takes acknowledgements), from
-Mosquitto and from rumqttd, which a raw sender feeds.  cloudpubsub's handler beside paho-mqtt's `on_message`, aiomqtt's
-`async for`, and a raw subscriber, which counts and acknowledges bytes and makes no message of them.  The time is that from
-the first message to the last.
+64 bytes at QoS 1, each acknowledged: from a native source (a C program that only sends and takes acknowledgements),
+from Mosquitto and from rumqttd, which a raw sender feeds.  cloudpubsub's handler beside paho-mqtt's `on_message`,
+aiomqtt's `async for`, and a raw subscriber, which counts and acknowledges bytes and makes no message of them.  The
+time is that from the first message to the last.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def show(report: Report) -> str:
 
 def parser() -> argparse.ArgumentParser:
     made = _harness.parser(_MODULE, __doc__)
-    made.add_argument("--broker", default=_SOURCE, help="source, mosquitto, rumqttd or mqtt://HOST:PORT (default: source)")
+    made.add_argument("--broker", default=_SOURCE, help="source, mosquitto, rumqttd or mqtt://HOST:PORT")
     made.add_argument("--messages", type=int, help="per measurement; slower libraries get a part of it")
     return made
 

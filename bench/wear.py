@@ -2,8 +2,8 @@
 
 On a file system of its own (ext4 on a loop device, as root; its statistics say what reached the device) a client
 publishes over a healthy link, publishes without a link until everything is on the disk, and the same with
-`durability="power"`.  Bytes are compared with those of topic, payload and the fixed header of MQTT.  Where no file system
-can be made, what this process handed to writing calls is reported instead.
+`durability="power"`.  Bytes are compared with those of topic, payload and the fixed header of MQTT.  Where no file
+system can be made, what this process handed to writing calls is reported instead.
 """
 
 from __future__ import annotations
