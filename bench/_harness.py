@@ -140,6 +140,7 @@ def measure(module: str, subject: str, **parameters: Any) -> Sample:
             done = subprocess.run(
                 [sys.executable, "-m", module, "--one", order],
                 cwd=child_directory(module),
+                env={**os.environ, _native.DIRECTORY_VARIABLE: str(_native.directory())},
                 capture_output=True,
                 text=True,
                 timeout=_CHILD_TIMEOUT_S,

@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent / "native"
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-O2", "-g", "-std=gnu11", "-pthread", "-fvisibility=hidden")
+DIRECTORY_VARIABLE = "CLOUDPUBSUB_BENCH_NATIVE"
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wmissing-prototypes")
 
 
@@ -63,7 +64,7 @@ def build(
     key = hashlib.sha256(repr(command).encode() + _version(compiler()).encode())
     for path in [*sources, *sorted(headers)]:
         key.update(path.read_bytes())
-    program = _directory() / f"{name}-{key.hexdigest()[:16]}"
+    program = directory() / f"{name}-{key.hexdigest()[:16]}"
     if not program.exists():
         made = program.with_name(f"{program.name}.{os.getpid()}")
         done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False, timeout=300)
@@ -76,10 +77,12 @@ def build(
     return program
 
 
-def _directory() -> Path:
-    directory = _kept_directory() or _own_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+def directory() -> Path:
+    """Where programs are kept; a child is told by the environment."""
+    told = os.environ.get(DIRECTORY_VARIABLE)
+    kept = Path(told) if told else _kept_directory() or _own_directory()
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
 
 
 def _kept_directory() -> Path | None:
@@ -88,9 +91,9 @@ def _kept_directory() -> Path | None:
 
 @cache
 def _own_directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="cloudpubsub-bench-native-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+    own = Path(tempfile.mkdtemp(prefix="cloudpubsub-bench-native-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 @cache

@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     began_s = time.monotonic()
     for part in _chosen(arguments):
         _harness.note_to_stderr(f"== {part.title}")
+        part_began_s = time.monotonic()
         module = import_module(f".{part.question}", __package__)
         try:
             report = module.run(_given(arguments, part))
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
             not_run.append(f"{part.title}: {exc} is missing")
             continue
         report["title"] = part.title
+        report["seconds"] = round(time.monotonic() - part_began_s, 1)
+        _harness.note_to_stderr(f"== {part.title}: {report['seconds']:.0f} s")
         reports.append(report)
         tables.append(f"## {part.title}\n{module.show(report)}{_harness.missing_line(report)}\n")
     everything = {
