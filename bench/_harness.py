@@ -113,6 +113,11 @@ def check(condition: bool, what: str) -> None:
 # ---- running ----
 
 
+#: When rounds are to end (monotonic), after three at least; None: when all are done.
+stop_at_s: float | None = None
+_ROUNDS_MIN = 3
+
+
 class Samples(dict[str, list["Sample | None"]]):
     """What was measured of each subject: one entry a round, None where it sat that round out."""
 
@@ -176,6 +181,9 @@ def in_turns(
     for name in names:
         samples[name] = []
     for turn in range(rounds):
+        if stop_at_s is not None and turn >= _ROUNDS_MIN and time.monotonic() > stop_at_s:
+            note(f"the time for this is over: {turn} rounds instead of {rounds}")
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             if name in samples.missing or not _takes_part(turn, rounds, (fewer or {}).get(name, rounds)):

@@ -23,29 +23,29 @@ class Part:
     question: str  # name of the module
     title: str
     rounds: int
+    seconds: float  # that it may take before rounds are left out
     arguments: dict[str, Any] = field(default_factory=dict)
     briefly: bool = True  # part of a run in which only this library is measured
 
 
 def _parts() -> Iterator[Part]:
-    yield Part("enqueue", "Cost of publish()", 11)
-    for broker, rounds in (("mosquitto", 15), ("rumqttd", 15), ("sink", 9)):
-        yield Part("end_to_end", f"End to end on {broker}", rounds, {"broker": broker})
-    for broker, rounds in (("mosquitto", 15), ("rumqttd", 15), ("sink", 5)):
+    yield Part("enqueue", "Cost of publish()", 7, 45)
+    for broker, rounds, seconds in (("mosquitto", 15, 65), ("rumqttd", 15, 60), ("sink", 7, 45)):
+        yield Part("end_to_end", f"End to end on {broker}", rounds, seconds, {"broker": broker})
+    for broker, rounds, seconds in (("mosquitto", 15, 45), ("rumqttd", 15, 40), ("sink", 3, 20)):
         arguments = {"broker": broker, "tls": True, "own_only": True}
-        yield Part("end_to_end", f"End to end on {broker} over TLS", rounds, arguments, briefly=False)
-    for broker in ("mosquitto", "sink"):
-        yield Part("sizes", f"Sizes of payloads, on {broker}", 3, {"broker": broker}, briefly=broker == "sink")
-    yield Part("drain", "From the disk to the broker", 5, {"broker": "sink"})
-    for broker in ("source", "mosquitto", "rumqttd"):
-        rounds = 7 if broker == "source" else 9
-        yield Part("subscribe", f"To a handler, from {broker}", rounds, {"broker": broker}, briefly=broker == "source")
-    yield Part("spill", "To the disk and back", 5)
-    yield Part("recovery", "Opening a spool", 1, {"messages": 1_000_000})
-    yield Part("latency", "Latency", 3)
-    yield Part("idle", "Idle", 1, {"seconds": 8.0})
-    yield Part("wear", "Bytes written", 1)
-    yield Part("outage", "An outage", 1, {"rate": 40_000, "seconds": 10.0})
+        yield Part("end_to_end", f"End to end on {broker} over TLS", rounds, seconds, arguments, briefly=False)
+    for broker, rounds in (("mosquitto", 2), ("sink", 3)):
+        yield Part("sizes", f"Sizes of payloads, on {broker}", rounds, 35, {"broker": broker}, broker == "sink")
+    yield Part("drain", "From the disk to the broker", 3, 20, {"broker": "sink"})
+    for broker, rounds, seconds in (("source", 5, 15), ("mosquitto", 7, 22), ("rumqttd", 7, 22)):
+        yield Part("subscribe", f"To a handler, from {broker}", rounds, seconds, {"broker": broker}, broker == "source")
+    yield Part("spill", "To the disk and back", 5, 35)
+    yield Part("recovery", "Opening a spool", 1, 12, {"messages": 1_000_000})
+    yield Part("latency", "Latency", 3, 35)
+    yield Part("idle", "Idle", 1, 22, {"seconds": 5.0})
+    yield Part("wear", "Bytes written", 1, 12)
+    yield Part("outage", "An outage", 1, 12, {"rate": 40_000, "seconds": 10.0})
 
 
 QUESTIONS = tuple(dict.fromkeys(part.question for part in _parts()))
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     for part in _chosen(arguments):
         _harness.note_to_stderr(f"== {part.title}")
         part_began_s = time.monotonic()
+        _harness.stop_at_s = None if arguments.rounds else part_began_s + part.seconds
         module = import_module(f".{part.question}", __package__)
         try:
             report = module.run(_given(arguments, part))
@@ -110,7 +111,7 @@ def _chosen(arguments: argparse.Namespace) -> Iterator[Part]:
             if part.question in seen:
                 continue
             seen.add(part.question)
-            yield Part(part.question, f"{title_of(part.question)} ({arguments.broker})", part.rounds)
+            yield Part(part.question, f"{title_of(part.question)} ({arguments.broker})", part.rounds, part.seconds)
             continue
         # Who tunes does not miss one of several brokers; in a comparison it is named as missing.
         if arguments.peers or _brokers.available().get(part.arguments.get("broker", "")) is None:

@@ -30,7 +30,7 @@ from ._peers import connected_client, connected_paho, payload_of
 _MODULE = _harness.module_name("end_to_end")
 _FLUSH_S = 120.0
 _NAPS_S = (0.0, 0.0005)  # who reads rarely is woken rarely, and wakes the broker rarely
-_INFLIGHTS = (20, 100, 1_000)
+_INFLIGHTS = {"paho-mqtt": (20, 100, 1_000), "aiomqtt": (100,), "awscrt": (1_000,)}
 _WAITINGS = (100, 1_000)
 _WINDOWS = ((1_000, 250), (10_000, 250), (10_000, 1_000), (20_000, 2_000))
 _OWN, _OWN_MEMORY, _PAHO, _RAW = "cloudpubsub", "cloudpubsub, memory only", "paho-mqtt", "raw sender"
@@ -210,7 +210,7 @@ SUBJECTS: dict[str, Subject] = {
     _MOSQUITTO_PUB: mosquitto_pub,
     _RAW: raw,
 }
-_USUAL_MESSAGES = {"mosquitto": 100_000, "rumqttd": 400_000, "sink": 1_000_000}
+_USUAL_MESSAGES = {"mosquitto": 50_000, "rumqttd": 250_000, "sink": 800_000}
 
 
 def _messages(arguments: argparse.Namespace, payload_bytes: int) -> int:
@@ -230,25 +230,29 @@ def run(arguments: argparse.Namespace) -> Report:
     rounds = _harness.rounds_of(arguments, 15)
     with _brokers.running(arguments.broker, tls=arguments.tls) as broker:
         same = {**_harness.common_order(arguments), **broker.order, "payload_bytes": payload_bytes, "messages": n}
-        windows = [
-            {**same, "window": size, "batch": batch, "nap_s": nap_s} for size, batch in _WINDOWS for nap_s in _NAPS_S
+        given = getattr(arguments, "raw", None)
+        windows = [given] if given else [
+            {"window": size, "batch": batch, "nap_s": nap_s} for size, batch in _WINDOWS for nap_s in _NAPS_S
         ]
+        windows = [{**same, **window} for window in windows]
         subjects = {
             _OWN: same,
             _OWN_MEMORY: same,
             _RAW: _harness.best_of(_MODULE, _RAW, windows[:1] if quick else windows, note, tries=1),
         }
-        fewer = {_OWN_MEMORY: min(rounds, 5)}
+        fewer = {_OWN_MEMORY: min(rounds, 3)}
         if not arguments.own_only:
             for name in (_PAHO, _AIOMQTT, _AWSCRT, _PAHO_C, _MOSQUITTO_PUB):
                 few = {**same, "messages": max(200, min(n, 400_000) // _SLOWNESS[name])}
-                choices = [{**few, "max_inflight": size} for size in _INFLIGHTS]
-                if name == _PAHO_C:
+                choices = [few]
+                if name in _INFLIGHTS:
+                    choices = [{**few, "max_inflight": size} for size in _INFLIGHTS[name]]
+                elif name == _PAHO_C:
                     choices = [{**few, "waiting": size} for size in _WAITINGS]
-                elif name == _MOSQUITTO_PUB:
-                    choices = [few]
                 subjects[name] = _harness.best_of(_MODULE, name, choices[:1] if quick else choices, note, tries=1)
-                fewer[name] = min(rounds, 5)
+                fewer[name] = min(rounds, 3)
+        if given:
+            del subjects[_OWN_MEMORY]
         samples = _harness.in_turns(_MODULE, subjects, rounds, note, fewer=fewer, others=_SLOWNESS)
     return {
         "bench": "end_to_end",

@@ -285,13 +285,13 @@ SUBJECTS: dict[str, Subject] = {
 _SLOWNESS = {
     "paho publish(), offline": 10,
     "paho publish(), connected": 10,
-    "persist-queue SQLiteAckQueue.put": 400,
-    "persist-queue Queue.put": 400,
-    "diskcache Deque.append": 400,
+    "persist-queue SQLiteAckQueue.put": 800,
+    "persist-queue Queue.put": 800,
+    "diskcache Deque.append": 800,
     "sqlite3, WAL": 20,
     "LMDB put, not synced": 20,
     "RocksDB put, not synced": 20,
-    "file, fdatasync each": 400,
+    "file, fdatasync each": 800,
 }
 
 
@@ -305,7 +305,7 @@ def run(arguments: argparse.Namespace) -> Report:
             for name in SUBJECTS
             if not (arguments.own_only and name in _SLOWNESS)
         }
-        fewer = {name: min(rounds, 3) for name in _SLOWNESS}
+        fewer = {name: min(rounds, 2) for name in _SLOWNESS}
         samples = _harness.in_turns(
             _MODULE, subjects, rounds, _harness.note_to_stderr, fewer=fewer, others=_SLOWNESS
         )

@@ -22,9 +22,11 @@ def run(arguments: argparse.Namespace) -> Report:
     ratios: dict[str, Any] = {}
     missing: dict[str, str] = {}
     rounds = _harness.rounds_of(arguments, 3)
+    raw = None  # what is best for the first size is taken for all
     for size in sizes:
         given = {**vars(arguments), "payload_bytes": size, "own_only": True, "rounds": rounds, "tls": False}
-        report = end_to_end.run(argparse.Namespace(**{"messages": None, **given}))
+        report = end_to_end.run(argparse.Namespace(**{"messages": None, **given, "raw": raw}))
+        raw = raw or report["parameters"]["chosen"][_RAW]
         missing.update(report["missing"])
         for name in (_OWN, _RAW):
             figures = report["subjects"][name]

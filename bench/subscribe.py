@@ -216,7 +216,7 @@ def run(arguments: argparse.Namespace) -> Report:
                 "payload_bytes": payload_bytes,
                 "messages": count,
             }
-        fewer = {who: min(rounds, 5) for who in _SLOWNESS}
+        fewer = {who: min(rounds, 3) for who in _SLOWNESS}
         samples: Samples = _harness.in_turns(
             _MODULE, subjects, rounds, _harness.note_to_stderr, fewer=fewer, others=_SLOWNESS
         )

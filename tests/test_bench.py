@@ -239,3 +239,10 @@ def test_the_meter_adds_up_and_sees_memory() -> None:
     assert sample.rss_growth_bytes > 24 << 20
     assert sample.rate == pytest.approx(1000 / sample.seconds)
     assert sample.extra == {"resent": 2}
+
+
+def test_rounds_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_harness, "measure", lambda _module, _subject: Sample(1, 1.0, 1.0, 1, 0))
+    monkeypatch.setattr(_harness, "stop_at_s", 0.0)
+    samples = _harness.in_turns("x", {"a": {}, "b": {}}, 9, lambda _: None)
+    assert [len(samples.of(name)) for name in ("a", "b")] == [3, 3]
