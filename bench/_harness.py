@@ -462,7 +462,10 @@ def main(
         return
     found = environment()
     warn_if_busy(found)
-    report = run(arguments)
+    try:
+        report = run(arguments)
+    except Missing as exc:
+        raise SystemExit(f"{exc} is missing, without which this cannot be measured") from None
     if arguments.json:
         print(json.dumps({"environment": found, **report}, indent=1))
     else:
