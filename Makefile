@@ -2,6 +2,7 @@
 # make test      everything, on this Python
 # make test-all  everything, on every CPython from 3.10 to 3.13 that is found
 # make sanitize  the C core's tests with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# make model     the memory ordering of the C core, model-checked: it holds, and nothing in it is superfluous
 # make killtest  a simulated kill at every instruction that matters, and thousands of random ones beside a real broker;
 #                for minutes (KILL_ROUNDS=20)
 # make powercut  simulated power cuts, hundreds of thousands of them (CUT_SEEDS=50000)
@@ -30,7 +31,8 @@ export PIP_ROOT_USER_ACTION := ignore
 
 BIN := $(VENV)/bin
 # The C that Cython writes is a product, not a source: leaving it in would rebuild for ever.
-SOURCES := pyproject.toml setup.py $(filter-out cloudpubsub/_spool.c cloudpubsub/_link.c, \
+WRITTEN := $(patsubst %.pyx,%.c,$(wildcard cloudpubsub/*.pyx))
+SOURCES := pyproject.toml setup.py $(filter-out $(WRITTEN), \
 	$(wildcard cloudpubsub/*.[ch] cloudpubsub/*.pyx cloudpubsub/*.pxd))
 # The compiler needs Python's headers, venv needs ensurepip; Debian packs both apart from Python.
 HAS_PARTS := import ensurepip, os, sys, sysconfig, venv; \
@@ -51,8 +53,8 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-brokers test-all bench instructions lint sanitize killtest powercut chaos soak fuzz fuzz-quick fuzz-clang clean mosquitto \
-	brokers peers valgrind
+.PHONY: demo test test-brokers test-all bench instructions lint sanitize model killtest powercut chaos soak fuzz fuzz-quick \
+	fuzz-clang clean mosquitto brokers peers valgrind
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -62,7 +64,7 @@ test: $(VENV)/.test brokers
 
 # All four brokers, also what takes tens of seconds: RabbitMQ killed and started again, a cluster of NATS nodes.
 test-brokers: $(VENV)/.test brokers
-	$(BIN)/python -m pytest -m "slow_brokers or not slow_brokers" tests/test_four_brokers.py tests/test_nats_cluster.py \
+	$(BIN)/python -m pytest -m "slow_brokers or not slow_brokers" tests/test_end_to_end_*.py tests/test_nats_cluster.py \
 	    tests/test_more_brokers.py
 
 # All of it in less than ten minutes; leaves bench/results/.  BENCH="--quick" only shows that it runs.
@@ -182,6 +184,9 @@ sanitize: $(VENV)/.test
 	env $$($(BIN)/python -m tests.core.build thread) $(BIN)/python -m pytest -q tests/core/test_log_threads.py \
 	    tests/core/test_log_close.py tests/core/test_ring.py
 
+model: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "model or not model" tests/model
+
 KILL_ROUNDS ?= 20
 killtest: $(VENV)/.test mosquitto
 	CLOUDPUBSUB_KILL_ROUNDS=$(KILL_ROUNDS) $(BIN)/python -m pytest -s tests/core/test_kill_points.py tests/test_publish_kill.py
@@ -200,7 +205,7 @@ powercut: $(VENV)/.test
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f cloudpubsub/_spool.c cloudpubsub/_link.c cloudpubsub/*.html cloudpubsub/*.so
+	rm -f $(WRITTEN) cloudpubsub/*.html cloudpubsub/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment with what building needs, so that building again fetches nothing.

@@ -1,4 +1,4 @@
-"""Builds ``cloudpubsub._spool`` and ``cloudpubsub._link``: thin Cython faces over a C core that knows no Python.
+"""Builds ``cloudpubsub._spool``, ``_link`` and ``_sender``: thin Cython faces over a C core that knows no Python.
 
 The core is a static library of its own, so that ``CLOUDPUBSUB_STRICT=1`` (what ``make lint`` and CI set) can turn every
 warning in it into an error without touching the C that Cython writes.  What users build has no warning flags: a new
@@ -55,6 +55,10 @@ HEADERS = (
     "cloudpubsub/_wire.h",
 )
 
+DECLARATIONS = [
+    f"cloudpubsub/{name}.pxd" for name in ("_core", "_application_message", "_spool", "_link")
+]
+
 FLAGS = ["-O2", "-std=c11", "-pthread", "-fvisibility=hidden"]
 STRICT_FLAGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
 
@@ -71,17 +75,18 @@ core = (
     },
 )
 
-# Each links the part of the library that it uses: _spool the log, _link the wire; _link reaches the log through _spool.
+# Each links the part of the library that it uses: _spool the log, _link and _sender the wire; _append and _sender reach
+# the log through _spool.
 extensions = [
     Extension(
         f"cloudpubsub.{name}",
         [f"cloudpubsub/{name}.pyx"],
         include_dirs=["cloudpubsub"],
-        depends=[*CORE, *HEADERS, "cloudpubsub/_core.pxd", "cloudpubsub/_spool.pxd"],
+        depends=[*CORE, *HEADERS, *DECLARATIONS],
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread"],
     )
-    for name in ("_spool", "_link")
+    for name in ("_application_message", "_spool", "_append", "_link", "_sender")
 ]
 
 setup(

@@ -39,7 +39,7 @@ def compiler() -> list[str]:
 def core_sources() -> list[Path]:
     """The C core of the library.  Raises Missing outside of a source tree."""
     found = sorted((ROOT / "cloudpubsub").glob("_*.c"))
-    sources = [path for path in found if path.stem not in ("_spool", "_link")]  # those are what Cython writes
+    sources = [path for path in found if not path.with_suffix(".pyx").exists()]  # those are what Cython writes
     if not sources:
         raise Missing("source tree")
     return sources

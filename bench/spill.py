@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpubsub
-from cloudpubsub._link import Sender
+from cloudpubsub._sender import Sender
 
 from . import _harness, _native
 from ._harness import TOPIC, Meter, Report, Sample, Subject, check

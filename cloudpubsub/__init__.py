@@ -2,6 +2,7 @@
 
 try:
     from cloudpubsub import _link as _link
+    from cloudpubsub import _sender as _sender
     from cloudpubsub import _spool as _spool
 except ImportError as exc:
     raise ImportError(

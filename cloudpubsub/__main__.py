@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cloudpubsub import Error, OptionError, TopicError, __version__
-from cloudpubsub.cli import bench, dead, dump, inspect, pub, repair, sub, verify
+from cloudpubsub.cli import bench, dead, dump, inspect, pub, repair, sub, top, verify
 from cloudpubsub.cli.common import FAILED, USAGE, say
 from cloudpubsub.demo import command as demo
 
@@ -29,6 +29,7 @@ _COMMANDS: dict[str, tuple[_Command, str]] = {
     "demo": (demo, "the whole story on an embedded broker: outages, kill -9, a restart, and a verdict"),
     "pub": (pub, "publish a message, or each line of stdin, durably"),
     "sub": (sub, "print messages, and acknowledge them after that"),
+    "top": (top, "watch a spool that is in use"),
     "inspect": (inspect, "tell what is in a spool, in use or not"),
     "verify": (verify, "check every byte of a spool, in use or not"),
     "dump": (dump, "print the messages of a spool, in use or not"),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+from cloudpubsub._append import Producer, append
 from cloudpubsub._closing import register, unregister
 from cloudpubsub._dead_letters import DeadLetters, dead_letters_bytes
 from cloudpubsub._dispatcher import Call, Dispatcher
@@ -43,7 +44,7 @@ _REASON_MAX = 1_000
 _TTL_MAX_S = 1e11
 
 
-class Client:
+class Client(Producer):
     """Reliable MQTT publishing and subscribing over a network that comes and goes.
 
     `publish` puts a message into a log of bounded memory with a disk behind it; a thread sends the log in order over a
@@ -87,7 +88,7 @@ class Client:
         #: What opening the spool found.
         self.recovery: Recovery = recovery_of(self._log)
         self._pid = os.getpid()
-        self._append = self._log.append if options.on_full != "block" else self._append_where_it_may_block
+        self._may_block = self._is_elsewhere if options.on_full == "block" else None
         self._matcher: Matcher[Handler] = Matcher()
         self._ttl_ms = 0 if options.ttl is None else max(1, int(options.ttl * 1000))
         # Incarnation of the log: what ids begin with.
@@ -256,41 +257,17 @@ class Client:
 
     # ---- publishing ----
 
-    def publish(
+    def _publish_with(
         self,
         topic: str,
         payload: bytes | bytearray | memoryview | str,
-        *,
-        retain: bool = False,
-        userdata: bytes | bytearray | memoryview = b"",
-        ttl: float | None = None,
-        user_properties: UserProperties | None = None,
-        wait: Literal["synced"] | None = None,
+        retain: bool,
+        userdata: bytes | bytearray | memoryview,
+        ttl: float | None,
+        user_properties: UserProperties | None,
+        wait: Literal["synced"] | None,
     ) -> int:
-        """Put a message into the log and return its position, which names it for `wait` and in reports.
-
-        Never waits for the network, and may be called before `start`.  When the memory ring is full it waits for the
-        disk, at most `spill_timeout` seconds; what happens when there is no room at all is said by `on_full`.  (With
-        "block" a handler or callback is not blocked but gets SpoolFull: the room may depend on its return.)  A position
-        of 2**63 or above names a message that `on_full="drop_newest"` refused.
-
-        Args:
-            topic: 1 to 65,535 bytes of UTF-8, no wildcards, no NUL.
-            payload: At most `max_payload_bytes`; a str is encoded as UTF-8.
-            retain: The broker keeps it for later subscribers.
-            userdata: At most 65,535 bytes, stored beside the message and given back to `on_publish`; never sent.
-            ttl: Seconds after which it is dropped, and counted as expired, if it could not be sent; under MQTT 5 the
-                broker is told what is left of them.  Time that the machine was off does not count.  None: as `ttl` of
-                the client says.
-            user_properties: Pairs of text, at most 65,535 bytes in all, stored with the message; sent under MQTT 5.
-            wait: "synced" returns only when the message survives a power cut, as `wait_synced` does: a write and a sync
-                for each call, unless several threads share them.  None: returns at once.
-
-        Raises TopicError, PayloadTooLarge, SpoolFull, ClosedError, ForkedError; nothing is stored then.  With `wait`
-        also what `wait_synced` raises; the message is in the log then.
-        """
-        if ttl is None and user_properties is None and wait is None and self._ttl_ms == 0:
-            return self._append(topic, payload, retain, userdata)
+        """What `publish` does with a message that is more than topic and payload."""
         if wait not in (None, "synced"):
             raise ValueError(f'wait: {wait!r} is not allowed; "synced" or None')
         ttl_ms = self._ttl_ms
@@ -300,7 +277,8 @@ class Client:
                 raise ValueError(f"ttl: {ttl!r} is not allowed; expected more than 0 seconds, or None")
             ttl_ms = max(1, int(min(ttl, _TTL_MAX_S) * 1000))
         properties = None if user_properties is None else encode_user_properties(user_properties)
-        position = self._append(topic, payload, retain, userdata, properties, ttl_ms)
+        may_block = self._may_block is None or self._may_block()
+        position = append(self._log, topic, payload, retain, userdata, properties, ttl_ms, may_block)
         if wait is None:
             return position
         if position >= _REFUSED_POSITION:
@@ -308,13 +286,10 @@ class Client:
         self.wait_synced(position)
         return position
 
-    def _append_where_it_may_block(
-        self, topic: Any, payload: Any, retain: bool, userdata: Any, properties: bytes | None = None, ttl_ms: int = 0
-    ) -> int:
+    def _is_elsewhere(self) -> bool:
         # A handler or callback that waited for room would stop the reports, and with them the acknowledgements that
         # make it: it gets SpoolFull at once.
-        may_block = not self._dispatcher.is_current_thread()
-        return self._log.append(topic, payload, retain, userdata, properties, ttl_ms, may_block)
+        return not self._dispatcher.is_current_thread()
 
     def wait(self, position: int, timeout: float | None = None) -> None:
         """Wait until the message at `position` is acknowledged.
@@ -467,13 +442,14 @@ class Client:
             elif since_s is not None and now_s - since_s >= stuck_after:
                 what = "a handler or callback runs" if name == "dispatcher" else f"the {name} thread is stuck"
                 problems.append(f"{what} for {now_s - since_s:.0f} s")
+        needs_restart = bool(problems)  # what comes below passes by itself, or not by a restart either
         stats = self.stats()
         if stats.storage not in ("ok", "memory"):
             problems.append(f"storage: {stats.storage}")
         for name, state in (("publish", stats.publish_link), ("subscribe", stats.subscribe_link)):
             if state not in ("up", "idle", "down"):
                 problems.append(f"{name} connection: {state}: {stats.last_error}")
-        return Health(tuple(problems))
+        return Health(tuple(problems), needs_restart)
 
     def _read_stats(self) -> Stats:
         s = self._log.stats()

@@ -355,6 +355,9 @@ cdef extern from "_wire.h" nogil:
 cdef extern from "_crc32c.h" nogil:
     uint32_t cps_crc32c(uint32_t crc, const uint8_t *data, size_t size) noexcept
 
+cdef extern from "_shared.h" nogil:
+    void cps_shared_look(const void *sequence, const void *slots, unsigned words, uint64_t *to) noexcept
+
 cdef extern from "_frames.h" nogil:
     enum:
         CPS_FRAMES_HEADER_MAX

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
@@ -19,11 +20,13 @@ from cloudpubsub._errors import WrongThreadError
 from cloudpubsub._message import Drop, Message
 from cloudpubsub._report import DropReports, RateLimitedLog
 
-__all__ = ["Call", "CallEach", "Deliver", "Dispatcher", "Outcome", "Work"]
+__all__ = ["Call", "CallEach", "Deliver", "Dispatcher", "Handler", "Outcome", "Work"]
 
 _RETRY_DELAY_MAX_S = 2.0
-_WEIGHT_BYTES = 4096  # of payload that count as one message
 _ALWAYS_MAX = 1_000  # changes of state that may wait beyond the capacity
+
+
+Handler = Callable[[Message], object]
 
 
 class Outcome(Enum):
@@ -60,34 +63,31 @@ class CallEach:
         self.weight = max(1, len(self.values))
 
 
-class Deliver:
-    """Give a message to its handlers, then tell the owner how it ended.
+class Deliver(ABC):
+    """Messages to be given to their handlers, one after the other.
 
-    A handler that raises is tried again, the others are not.  `done(delivery)` is called once for every delivery that
-    `put` accepted, on the dispatcher thread and in the order in which they were accepted; only what a `stop` that ran
-    out of time abandons is reported on the thread that stopped.  It must be quick.  `error` is the last exception that
-    a handler raised.  So that large messages in the queue cannot take all memory, each 4 KiB of payload weigh as much
-    as a message.
+    A handler that raises is tried again, the others are not.  `ended` is called once for every message of what `put`
+    accepted, on the dispatcher thread and in order; only what a `stop` that ran out of time abandons is reported on the
+    thread that stopped.  It must be quick.
+
+    Args:
+        messages: Pairs of a message and its packet id.
+        weight: Of all of them in the queue; large messages are to weigh more, so that they cannot take all memory.
     """
 
-    __slots__ = ("done", "error", "handlers", "message", "outcome", "weight")
+    __slots__ = ("messages", "weight")
 
-    def __init__(
-        self,
-        message: Message,
-        handlers: Sequence[Callable[[Message], object]],
-        done: Callable[[Deliver], object],
-    ) -> None:
-        self.message = message
-        self.handlers = handlers
-        self.done = done
-        self.outcome = Outcome.ABANDONED
-        self.error: BaseException | None = None
-        self.weight = 1 + len(message.payload) // _WEIGHT_BYTES
+    def __init__(self, messages: Sequence[tuple[Message, int]], weight: int) -> None:
+        self.messages = messages
+        self.weight = weight
 
-    def begin(self) -> Sequence[Callable[[Message], object]] | None:
+    @abstractmethod
+    def handlers_of(self, message: Message, packet_id: int) -> Sequence[Handler] | None:
         """On the dispatcher thread, when the turn of this message has come: its handlers, or None to abandon it."""
-        return self.handlers
+
+    @abstractmethod
+    def ended(self, message: Message, packet_id: int, outcome: Outcome, error: BaseException | None) -> None:
+        """How it ended; `error` is the last exception that a handler raised."""
 
 
 Work = Call | CallEach | Deliver
@@ -177,13 +177,13 @@ class Dispatcher:
         """Whether the caller is a handler or callback."""
         return threading.get_ident() == self._thread.ident
 
-    def has_room(self) -> bool:
-        """Whether `put` would accept an item now.  A False also asks for `on_room`."""
+    def room(self) -> int:
+        """How much may be put now, by weight.  A 0 also asks for `on_room`."""
         with self._lock:
             if self._load < self._capacity:
-                return not self._stopping
+                return 0 if self._stopping else self._capacity - self._load
             self._refused = True
-            return False
+            return 0
 
     def put(self, item: Work, timeout_s: float | None = 0.0) -> bool:
         """Queue an item.  Returns False if the queue stayed full or the dispatcher stops; the item is not kept then.
@@ -334,19 +334,13 @@ class Dispatcher:
                     self._idle.notify_all()
                     return
             if isinstance(item, Deliver):
-                self._call(item.done, (item,))
+                for message, packet_id in item.messages:
+                    self._call(item.ended, (message, packet_id, Outcome.ABANDONED, None))
 
     def _work_off(self, item: Work) -> None:
         self.busy_since_s = time.monotonic()
         if isinstance(item, Deliver):
-            try:
-                item.outcome = self._deliver(item)
-            except BaseException as exc:
-                # Out of `begin`: handlers are compared there, which is user code too.
-                self.handler_errors += 1
-                item.outcome, item.error = Outcome.FAILED, exc
-                self._log.log(logging.ERROR, "begin", "the handlers of a message cannot be told", exc_info=exc)
-            self._call(item.done, (item,))
+            self._deliver(item)
         elif isinstance(item, CallEach):
             for value in item.values:
                 if self._interrupt.is_set() and self._is_late():
@@ -356,46 +350,67 @@ class Dispatcher:
         else:
             self._call(item.fn, item.args)
 
-    def _deliver(self, item: Deliver) -> Outcome:
-        # Also where there is no handler: nothing may be acknowledged behind a message that was abandoned.
-        if self._interrupt.is_set():
-            return Outcome.ABANDONED
-        handlers = item.begin()
-        if handlers is None:
-            return Outcome.ABANDONED
-        outcome = Outcome.DONE
-        for handler in handlers:
-            if self._interrupt.is_set():
-                return Outcome.ABANDONED
-            ended = self._try_handler(handler, item)
-            if ended is Outcome.ABANDONED:
-                return ended
-            if ended is Outcome.FAILED:
-                outcome = ended
-        return outcome
+    def _deliver(self, item: Deliver) -> None:
+        """What every received message goes through: its cost is that of one message."""
+        is_interrupted = self._interrupt.is_set
+        for message, packet_id in item.messages:
+            outcome, error = Outcome.DONE, None
+            try:
+                # Also where there is no handler: nothing may be acknowledged behind a message that was abandoned.
+                handlers = None if is_interrupted() else item.handlers_of(message, packet_id)
+                if handlers is None:
+                    outcome = Outcome.ABANDONED
+                else:
+                    for handler in handlers:
+                        if is_interrupted():
+                            outcome = Outcome.ABANDONED
+                            break
+                        self.busy_since_s = time.monotonic()
+                        try:
+                            handler(message)
+                        except BaseException as exc:
+                            ended, error = self._try_again(handler, message, exc)
+                            if ended is not Outcome.DONE:
+                                outcome = ended
+                            if ended is Outcome.ABANDONED:
+                                break
+            except BaseException as exc:
+                # Handlers are compared to find them, which is user code too.
+                self.handler_errors += 1
+                outcome, error = Outcome.FAILED, exc
+                self._log.log(logging.ERROR, "begin", "the handlers of a message cannot be told", exc_info=exc)
+            try:
+                item.ended(message, packet_id, outcome, error)
+            except BaseException as exc:
+                self._note_raised(item.ended, exc)
 
-    def _try_handler(self, handler: Callable[[Message], object], item: Deliver) -> Outcome:
+    def _try_again(
+        self, handler: Handler, message: Message, error: BaseException
+    ) -> tuple[Outcome, BaseException]:
+        """A handler raised.  Returns how it ended, and the last exception."""
         delay_s = self._retry_delay_s
         for tries_left in range(self._retries, -1, -1):
-            try:
-                handler(item.message)
-                return Outcome.DONE
-            except BaseException as exc:
-                self.handler_errors += 1
-                item.error = exc
-                self._log.log(
-                    logging.ERROR,
-                    f"handler {_name(handler)}",
-                    "handler %s raised on a message of topic %r; %d further tries",
-                    _name(handler),
-                    item.message.topic,
-                    tries_left,
-                    exc_info=exc,
-                )
-            if tries_left and self._interrupt.wait(delay_s):
-                return Outcome.ABANDONED
+            self.handler_errors += 1
+            self._log.log(
+                logging.ERROR,
+                f"handler {_name(handler)}",
+                "handler %s raised on a message of topic %r; %d further tries",
+                _name(handler),
+                message.topic,
+                tries_left,
+                exc_info=error,
+            )
+            if not tries_left:
+                break
+            if self._interrupt.wait(delay_s):
+                return Outcome.ABANDONED, error
             delay_s = min(_RETRY_DELAY_MAX_S, delay_s * 2)
-        return Outcome.FAILED
+            try:
+                handler(message)
+                return Outcome.DONE, error
+            except BaseException as exc:
+                error = exc
+        return Outcome.FAILED, error
 
     def _call(self, fn: Callable[..., object], args: tuple[object, ...]) -> None:
         try:
@@ -403,8 +418,11 @@ class Dispatcher:
         except BaseException as exc:
             # SystemExit and KeyboardInterrupt too: raised here they are a mistake in a callback, not the end of the
             # process.
-            self.callback_errors += 1
-            self._log.log(logging.ERROR, f"callback {_name(fn)}", "callback %s raised", _name(fn), exc_info=exc)
+            self._note_raised(fn, exc)
+
+    def _note_raised(self, fn: Callable[..., object], exc: BaseException) -> None:
+        self.callback_errors += 1
+        self._log.log(logging.ERROR, f"callback {_name(fn)}", "callback %s raised", _name(fn), exc_info=exc)
 
 
 def _name(fn: Callable[..., object]) -> str:

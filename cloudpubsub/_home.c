@@ -45,14 +45,15 @@ static bool is_ours(const cps_home *home, const cps_io_facts *facts, const uint8
     cps_shared *s = home->shared;
     uint8_t boot[16];
     home->io->boot_id(home->io->context, boot);
-    /* Pairs with the release in cps_home_make: with the magic there, the rest of the page is there. */
-    if (atomic_load_explicit(&s->magic, memory_order_acquire) != CPS_SHARED_MAGIC) return false;
+    /* Relaxed, all of these: we hold the lock of the file, so whoever wrote the page is dead, or has closed it. */
+    /* model: home.magic.load */
+    if (atomic_load_explicit(&s->magic, memory_order_relaxed) != CPS_SHARED_MAGIC) return false;
     if (s->version != CPS_SHARED_VERSION || memcmp(s->boot_id, boot, 16) != 0) return false;
     if (memcmp(s->spool_id, spool_id, 16) != 0) return false;
     uint64_t size = s->ring_bytes;
     if (size < 128 || (size & (size - 1)) != 0 || facts->size_bytes != page_bytes() + size) return false;
-    uint64_t own = atomic_load_explicit(&s->generation, memory_order_relaxed);
-    uint64_t next = atomic_load_explicit(&s->next_generation, memory_order_relaxed);
+    uint64_t own = atomic_load_explicit(&s->generation, memory_order_relaxed);       /* model: home.generation.load */
+    uint64_t next = atomic_load_explicit(&s->next_generation, memory_order_relaxed); /* model: home.announced.load */
     return generation != 0 && (own == generation || next == generation);
 }
 
@@ -158,19 +159,23 @@ enum cps_status cps_home_make(const cps_io *io, const char *directory, const uin
     cps_shared_commit_produced(s, &produced);
     cps_shared_commit_settled(s, &settled);
     CPS_CRASH_POINT("home-filled");
-    atomic_store_explicit(&s->magic, CPS_SHARED_MAGIC, memory_order_release); /* pairs with is_ours */
+    /* model: home.magic.store; release: after a kill it is not there without the rest of the page. */
+    atomic_store_explicit(&s->magic, CPS_SHARED_MAGIC, memory_order_release);
     CPS_CRASH_POINT("home-made");
     return CPS_OK;
 }
 
 void cps_home_announce(cps_home *home, uint64_t current, uint64_t generation) {
-    uint64_t next = atomic_load_explicit(&home->shared->next_generation, memory_order_relaxed); /* ours alone */
+    /* model: home.next.load; ours alone. */
+    uint64_t next = atomic_load_explicit(&home->shared->next_generation, memory_order_relaxed);
     CPS_CRASH_POINT("announce-begin");
     /* The last take-over was killed, or failed, between saving and committing: it is the current one all the same. */
     if (next != 0 && next == current) {
-        atomic_store_explicit(&home->shared->generation, next, memory_order_release);
+        /* model: home.promote; there is nothing that must be there before it. */
+        atomic_store_explicit(&home->shared->generation, next, memory_order_relaxed);
         CPS_CRASH_POINT("announce-promoted");
     }
+    /* model: home.announce; release: after a kill it does not stand in the place of what was not promoted yet. */
     atomic_store_explicit(&home->shared->next_generation, generation, memory_order_release);
     CPS_CRASH_POINT("announce-done");
     home->shared->writer_pid = (uint32_t)getpid();
@@ -178,8 +183,10 @@ void cps_home_announce(cps_home *home, uint64_t current, uint64_t generation) {
 
 void cps_home_commit(cps_home *home, uint64_t generation) {
     CPS_CRASH_POINT("home-commit-begin");
-    atomic_store_explicit(&home->shared->generation, generation, memory_order_release);
+    /* model: home.commit; the meta file was saved before it, by system calls. */
+    atomic_store_explicit(&home->shared->generation, generation, memory_order_relaxed);
     CPS_CRASH_POINT("home-commit-half");
+    /* model: home.committed; release: after a kill the announcement is not gone without what it announced. */
     atomic_store_explicit(&home->shared->next_generation, 0, memory_order_release);
     CPS_CRASH_POINT("home-commit-done");
 }

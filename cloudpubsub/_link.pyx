@@ -1,39 +1,33 @@
 # cython: language_level=3, binding=True, embedsignature=True
-"""The thin face of the wire: `Sender` for the publish connection, `Receiver` for the subscribe connection, `Frames` for
-either of them where it goes through a WebSocket.
+"""The thin face of the wire: what both connections take in, `Receiver` for the subscribe connection, `Frames` for either of
+them where it goes through a WebSocket.  `Sender`, for the publish connection, is in `_sender.pyx`.
 
-Both stand between a socket, which the caller reads and writes, and the C core: bytes go in and out through buffers of
-the core, and Python touches no message on the way out.  What is not for the data plane comes back as `control` bytes, to
-be given to paho.  Each object belongs to one thread, the owner of its connection.
+It stands between a socket, which the caller reads and writes, and the C core: bytes go in and out through buffers of
+the core.  What is not for the data plane comes back as `control` bytes, to be given to paho.  Each object belongs to one
+thread, the owner of its connection.
 """
 
-from cpython.buffer cimport (
-    PyBUF_READ, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memset
 
+from cloudpubsub._application_message cimport Message
 from cloudpubsub._core cimport *
-from cloudpubsub._spool cimport Log, check_status, message_at
+from cloudpubsub._spool cimport check_status
 
-from cloudpubsub._message import Message
 
 cdef enum:
-    OUT_BYTES = 128 * 1024
-    READ_BYTES = 128 * 1024
     IN_BYTES = 64 * 1024
-    TAKE_MAX = 1024  # acknowledgements at once where each is reported
-    SWEEP_BYTES = 4096  # of the disk, to look for what has expired,
-    SWEEPS = 256  # so often at once
-    WINDOW_MIN = 32  # entries: what is held takes a place too, however few may be in flight
+    WEIGHT_BYTES = 4096
     REASON_STRING = 0x1F  # MQTT 5 property
-    ENDINGS = 16  # CPS_WINDOW_ENDINGS
 
-ANY_BYTES = (1 << 64) - 1
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8(object text) except NULL
+
 PACKET_MAX = CPS_WIRE_PACKET_MAX
 FRAME_HEADER_MAX = CPS_FRAMES_HEADER_MAX
 
@@ -50,16 +44,7 @@ cdef str reason_string(const cps_packet *packet):
 
 
 cdef class _Inbound:
-    """The incoming bytes of one connection after the other."""
-
-    cdef cps_stream *stream
-    cdef readonly int level  # protocol level: 4 for MQTT 3.1.1, 5 for MQTT 5
-    cdef readonly int connack  # return code of the CONNACK, -1: none has come
-    cdef readonly bint session_present
-    cdef readonly int disconnect  # reason code of a DISCONNECT of the broker, -1: none has come
-    cdef readonly str reason_string  # that came with the last of the two
-    cdef readonly int pingresps  # since restart
-    cdef readonly unsigned long long received_bytes  # since restart
+    """The incoming bytes of one connection after the other.  Its fields are in `_link.pxd`."""
 
     def __cinit__(self, *args, **kwargs):
         self.stream = NULL
@@ -113,435 +98,34 @@ cdef class _Inbound:
         return 0
 
 
-cdef class Sender(_Inbound):
-    """Publish connection: batches of the log framed for the socket, acknowledgements taken back into the log.
-
-    Args:
-        log: The log; this object is its reader.
-        max_inflight: Messages on the wire without acknowledgement.
-        max_inflight_bytes: Bytes of their packets.
-        packet_max: Largest packet that the broker may send.
-        level: Protocol level, 4 or 5.
-        id_prefix: What each message's id begins with.
-        carry_ids: Level 5: each packet carries its id as a user property.
-        hook: Called for each message that is framed, with the message, its end in the log and that of the one before;
-            the payload that it returns is sent.  None: payloads are sent as they are, and no message becomes a Python object.
-    """
-
-    cdef Log log
-    cdef cps_window *window
-    cdef cps_wire_aliases aliases
-    cdef uint8_t *out
-    cdef size_t out_size, out_start, out_end
-    cdef uint64_t dup_below, told_head, told_messages, told_bytes
-    cdef uint64_t after  # where the message before the next one ended,
-    cdef uint64_t read_end  # and where reading has got to; they differ by pads
-    cdef uint32_t max_inflight
-    cdef uint64_t max_inflight_bytes
-    cdef uint32_t broker_packet_max
-    cdef uint32_t to_hold
-    cdef bint no_retain
-    cdef bytes id_prefix
-    cdef bint carry_ids
-    cdef object hook
-    cdef bint hooked
-    cdef readonly unsigned long long resent  # messages sent again, over all connections
-    cdef readonly unsigned long long sent_messages
-    cdef readonly unsigned long long framed_bytes  # since restart
-    cdef readonly bint window_full  # the last `frame` stopped for it
-    cdef list refusals
-    #: (position, why) of a message that can never be sent on this connection and is held; None: there is none.
-    cdef readonly object unsendable
-    cdef uint64_t positions[TAKE_MAX]
-
-    def __cinit__(self, *args, **kwargs):
-        self.window = NULL
-        self.out = NULL
-
-    def __init__(self, Log log not None, uint32_t max_inflight, uint64_t max_inflight_bytes, uint32_t packet_max=65536,
-                 int level=CPS_WIRE_LEVEL_311, bytes id_prefix=b"", bint carry_ids=False, hook=None):
-        if len(id_prefix) > CPS_WIRE_ID_PREFIX_MAX:
-            raise ValueError("id_prefix: too long")
-        self.log = log
-        self.id_prefix = id_prefix
-        self.carry_ids = carry_ids
-        self.hook = hook
-        self.hooked = hook is not None
-        self.max_inflight = max_inflight
-        self.max_inflight_bytes = max_inflight_bytes
-        self.dup_below = log.stats()["sent_max"]
-        self.out_size = OUT_BYTES
-        self.out = <uint8_t *>malloc(self.out_size)
-        if self.out == NULL:
-            raise MemoryError("no memory for the output buffer")
-        check_status(cps_window_open(max(max_inflight, <uint32_t>WINDOW_MIN), max_inflight_bytes, &self.window))
-        self.open_stream(packet_max, level)
-        self.broker()
-
-    def __dealloc__(self):
-        cps_window_close(self.window)
-        free(self.out)
-
-    def restart(self):
-        """A new connection begins: nothing is in flight, sending starts at the oldest unsettled message."""
-        self.again()
-        self.broker()
-        self.restart_stream()
-        self.out_start = self.out_end = 0
-        self.framed_bytes = 0
-
-    def again(self):
-        """On this connection, where nothing is in flight, sending starts again at the oldest unsettled message."""
-        self.log.enter()
-        try:
-            with nogil:
-                self.tell_head()
-        finally:
-            self.log.leave()
-        stats = self.log.stats()
-        self.dup_below = max(self.dup_below, <uint64_t>stats["sent_max"])
-        cps_window_restart(self.window)
-        self.told_head = 0
-        self.to_hold = 0
-        self.window_full = False
-        self.unsendable = None
-        self.refusals = []
-        self.log.rewind()
-        self.after = self.read_end = self.log.stats()["head"]
-
-    def broker(self, uint32_t receive_maximum=65535, uint32_t packet_max=CPS_WIRE_PACKET_MAX, uint16_t alias_max=0,
-               bint retain_available=True):
-        """What the broker said in its CONNACK."""
-        cps_window_limit(self.window, min(self.max_inflight, receive_maximum), self.max_inflight_bytes)
-        self.broker_packet_max = packet_max
-        self.no_retain = not retain_available
-        cps_wire_aliases_reset(&self.aliases, alias_max)
-
-    def hold(self, uint32_t messages):
-        """The next so many messages are held back until `again` or `restart`."""
-        self.to_hold = messages
-
-    def limit(self, uint32_t messages):
-        """No more than so many messages in flight from now on."""
-        cps_window_limit(self.window, messages, self.max_inflight_bytes)
-
-    def frame(self, uint64_t now_ms, uint64_t boot_ms, uint32_t messages_max=0xFFFFFFFF, uint64_t bytes_max=ANY_BYTES):
-        """Fill the output buffer, if it is empty, with the packets that log, window and limits allow.
-
-        `boot_ms` is CLOCK_BOOTTIME, by which messages expire.  Returns how many messages were framed.  OSError
-        (SpoolError) if the disk cannot be read.
-        """
-        cdef cps_wire_source source
-        cdef uint32_t messages = 0
-        cdef cps_status status = CPS_OK
-        if self.out_start < self.out_end:
-            return 0
-        self.unsendable = None
-        memset(&source, 0, sizeof(source))
-        source.dup_below = self.dup_below
-        source.now_ms = now_ms
-        source.boot_ms = boot_ms
-        source.level = <uint8_t>self.level
-        source.packet_bytes_max = self.broker_packet_max
-        source.no_retain = self.no_retain
-        source.aliases = &self.aliases
-        source.after = &self.after
-        if self.carry_ids:
-            source.id_prefix = <const uint8_t *>PyBytes_AS_STRING(self.id_prefix)
-            source.id_prefix_bytes = <uint16_t>len(self.id_prefix)
-        self.out_start = self.out_end = 0
-        self.window_full = False
-        self.log.enter()
-        try:
-            with nogil:
-                while messages < messages_max and status == CPS_OK and not self.window_full and self.out_end < bytes_max:
-                    source.messages_max = messages_max - messages
-                    source.bytes_max = bytes_max - self.out_end
-                    source.hold_messages = self.to_hold
-                    status = self.frame_batch(&source, &messages)
-        finally:
-            self.log.leave()
-        if status != CPS_OK and status != CPS_EMPTY and status != CPS_FULL:
-            check_status(status)
-        self.sent_messages += messages
-        self.framed_bytes += self.out_end
-        return messages
-
-    cdef cps_status frame_batch(self, cps_wire_source *source, uint32_t *messages) noexcept nogil:
-        """One run of records.  CPS_EMPTY: the log ends here; CPS_FULL: the buffer is, or a message is held for good."""
-        cdef cps_batch batch
-        cdef cps_wire_framed framed
-        cdef uint8_t *grown
-        cdef cps_status status = self.log.c_read(READ_BYTES, &batch)
-        if status != CPS_OK:
-            return status
-        if batch.position != self.read_end:
-            self.after = batch.position  # a hole: what was there was dropped
-        if batch.size == 0:  # lost on the disk, and counted
-            status = cps_window_pass(self.window, batch.position, batch.lost_end)
-            self.log.c_read_done(batch.lost_end - batch.position if status == CPS_OK else 0)
-            if status == CPS_OK:
-                self.after = self.read_end = batch.lost_end
-            self.window_full = status != CPS_OK
-            self.tell_head()
-            return status
-        source.bytes = batch.bytes
-        source.size_bytes = batch.size
-        source.position = batch.position
-        source.earlier_boot = batch.earlier_boot
-        if self.hooked:
-            with gil:
-                status = self.frame_hooked(source, &framed)
-        else:
-            status = cps_wire_frame(source, self.window, self.out + self.out_end, self.out_size - self.out_end, &framed)
-        self.log.c_read_done(framed.consumed_bytes)
-        self.read_end = batch.position + framed.consumed_bytes
-        self.out_end += framed.produced_bytes
-        messages[0] += framed.messages
-        self.to_hold -= min(self.to_hold, framed.held)
-        self.resent += framed.resent
-        if framed.skipped:
-            self.tell_head()
-        if status != CPS_OK:
-            return status
-        if framed.stop == CPS_WIRE_WINDOW_FULL:
-            self.window_full = True
-        if framed.stop == CPS_WIRE_LIMIT:
-            return CPS_FULL
-        if framed.stop == CPS_WIRE_HELD:
-            with gil:
-                self.unsendable = (framed.unsendable_position,
-                                   "too large" if framed.unsendable == CPS_WIRE_OVERSIZE else "retained")
-            return CPS_FULL
-        if framed.stop == CPS_WIRE_OUTPUT_FULL:
-            if self.out_end > 0:
-                return CPS_FULL
-            grown = <uint8_t *>realloc(self.out, framed.packet_bytes)
-            if grown == NULL:
-                return CPS_NO_MEMORY
-            self.out = grown
-            self.out_size = framed.packet_bytes
-        return CPS_OK
-
-    cdef cps_status frame_hooked(self, cps_wire_source *source, cps_wire_framed *framed) noexcept:
-        """As cps_wire_frame, with the payloads that the hook makes."""
-        cdef cps_record record
-        cdef cps_wire_record one
-        cdef cps_status status
-        cdef bytes payload
-        cdef uint64_t position, span
-        memset(framed, 0, sizeof(framed[0]))
-        while framed.consumed_bytes < source.size_bytes:
-            position = source.position + framed.consumed_bytes
-            one.at = source.bytes + framed.consumed_bytes
-            status = cps_record_load(one.at, source.size_bytes - framed.consumed_bytes, position, &record)
-            if status == CPS_OK:
-                status = cps_record_load_extras(one.at, &record)
-            if status != CPS_OK:
-                framed.stop = CPS_WIRE_REFUSED
-                return status
-            span = cps_record_span(record.length_bytes)
-            if not record.is_pad:
-                message = message_at(one.at, &record)
-                try:
-                    payload = self.hook(message, position + span, self.after)
-                except BaseException:  # the hook's owner counts and logs; the message goes as it is
-                    payload = message.payload
-                one.record = &record
-                one.payload = <const uint8_t *>PyBytes_AS_STRING(payload)
-                one.payload_bytes = <uint32_t>len(payload)
-                status = cps_wire_frame_one(source, &one, self.window, self.out + self.out_end + framed.produced_bytes,
-                                            self.out_size - self.out_end - framed.produced_bytes, framed)
-                if status == CPS_FULL:
-                    return CPS_OK
-                if status != CPS_OK:
-                    framed.stop = CPS_WIRE_REFUSED
-                    return status
-                self.after = position + span
-            framed.consumed_bytes += span
-            if framed.unsendable != CPS_WIRE_SENDABLE:
-                framed.stop = CPS_WIRE_HELD
-                return CPS_OK
-        framed.stop = CPS_WIRE_SPAN_END
-        return CPS_OK
-
-    def expire(self, uint64_t boot_ms):
-        """Settle what has expired at the front of the log, while nothing is in flight.  Returns how many messages.
-
-        Stops after a while, so that nobody has to wait for it: as long as it returns some, there may be more.
-        """
-        cdef uint64_t total = 0
-        cdef int left = SWEEPS
-        self.log.enter()
-        try:
-            with nogil:
-                while left > 0 and self.expire_batch(boot_ms, &total):
-                    left -= 1
-            self.log.rewind()  # a file that was looked at can be dropped again
-        finally:
-            self.log.leave()
-        return total
-
-    cdef bint expire_batch(self, uint64_t boot_ms, uint64_t *total) noexcept nogil:
-        """One run of records.  False: the front of the log has not expired."""
-        cdef cps_batch batch
-        cdef cps_record record
-        cdef cps_loss loss
-        cdef cps_fate fate
-        cdef size_t at = 0
-        if self.log.c_read(SWEEP_BYTES, &batch) != CPS_OK:
-            return False
-        if batch.size == 0:  # lost on the disk, and counted
-            self.log.c_read_done(batch.lost_end - batch.position)
-            self.log.c_settle(batch.lost_end, 0, 0, NULL, 0)
-            return True
-        loss.messages = loss.bytes = 0
-        while at < batch.size:
-            if cps_record_load(batch.bytes + at, batch.size - at, batch.position + at, &record) != CPS_OK:
-                break
-            if cps_record_load_extras(batch.bytes + at, &record) != CPS_OK:
-                break
-            if not record.is_pad:
-                if cps_window_recall(self.window, record.position, &fate) == CPS_OK:
-                    break  # it has ended otherwise
-                if record.ttl_ms != 0:
-                    self.log.ttl_seen = True
-                if record.ttl_ms == 0 or cps_record_age_ms(&record, boot_ms, batch.earlier_boot) < record.ttl_ms:
-                    break
-                loss.messages += 1
-                loss.bytes += cps_record_span(record.length_bytes)
-            at += cps_record_span(record.length_bytes)
-        self.log.c_read_done(at)
-        if loss.messages > 0:  # over pads alone the head has gone already
-            loss.first = batch.position
-            loss.end = batch.position + at
-            loss.reason = CPS_REASON_EXPIRED
-            self.log.c_settle(loss.end, 0, 0, &loss, 1)
-            total[0] += loss.messages
-        return at == batch.size
-
-    def unsent(self):
-        """A view of the framed bytes that the socket has not taken; the same bytes until `sent` says otherwise."""
-        return PyMemoryView_FromMemory(<char *>self.out + self.out_start, self.out_end - self.out_start, PyBUF_READ)
-
-    def has_unsent(self):
-        return self.out_start < self.out_end
-
-    def sent(self, size_t n):
-        """The socket took `n` bytes of the view."""
-        self.out_start += n
-        if self.out_start > self.out_end:
-            raise ValueError(f"n: {n} bytes are more than there were")
-
-    cdef void tell_head(self) noexcept nogil:
-        """Let the log know how far everything is settled, and how."""
-        cdef uint64_t head, messages, span_bytes
-        cdef const cps_ending *endings
-        cdef cps_loss losses[ENDINGS]
-        cdef size_t i, n = ENDINGS
-        while n == ENDINGS:  # then the head may have waited for these to be told
-            endings = cps_window_endings(self.window, &n)
-            for i in range(n):
-                losses[i].first = endings[i].first
-                losses[i].end = endings[i].end
-                losses[i].messages = endings[i].messages
-                losses[i].bytes = endings[i].bytes
-                losses[i].reason = CPS_REASON_DEAD if endings[i].fate == CPS_FATE_DEAD else CPS_REASON_EXPIRED
-            cps_window_settled(self.window, &messages, &span_bytes)
-            if cps_window_head(self.window, &head) == CPS_OK and head != self.told_head:
-                self.told_head = head
-                self.log.c_settle(head, messages - self.told_messages, span_bytes - self.told_bytes, losses, n)
-            self.told_messages = messages
-            self.told_bytes = span_bytes
-            cps_window_told(self.window)
-
-    def end(self, uint64_t position):
-        """The message at `position`, which is held or in flight, is in the dead letters."""
-        self.log.enter()
-        try:
-            check_status(cps_window_end(self.window, position, CPS_FATE_DEAD))
-            with nogil:
-                self.tell_head()
-        finally:
-            self.log.leave()
-
-    def take_refusals(self):
-        """List of (position, reason code, reason string) of messages that the broker refused and that are held now."""
-        refusals, self.refusals = self.refusals, []
-        return refusals
-
-    def take(self, bint report):
-        """Work off what was received: acknowledgements go to the log.
-
-        Returns (acknowledged messages as a list of `Message` if `report`, else None; number acknowledged; control bytes
-        for paho).  With `report`, about a thousand at a time: call again while `waiting_bytes` does not stand still.
-        What the broker refused is held and told by `take_refusals`.  Raises ValueError if it broke the protocol.
-        """
-        cdef cps_wire_acks acks
-        cdef cps_packet packet
-        cdef cps_status status = CPS_OK
-        cdef bytearray control = bytearray()
-        cdef list reported = [] if report else None
-        cdef size_t i, settled = 0
-        cdef uint64_t position
-        cdef uint64_t *positions = self.positions if report else NULL
-        self.log.enter()
-        try:
-            while status == CPS_OK:
-                with nogil:
-                    status = cps_wire_take_acks(self.stream, self.window, positions, TAKE_MAX, &acks)
-                settled += acks.settled
-                if report:
-                    for i in range(acks.settled):
-                        message = self.log.look(self.positions[i])
-                        if message is not None:
-                            reported.append(message)
-                if status == CPS_OK:
-                    status = cps_stream_next(self.stream, &packet)
-                    if status == CPS_OK and packet.type == CPS_WIRE_PUBACK:  # only a refusal is left to us
-                        if cps_window_refuse(self.window, packet.packet_id, &position) == CPS_OK:
-                            self.refusals.append((position, packet.reason, reason_string(&packet)))
-                    elif status == CPS_OK:
-                        self.note(&packet, control)
-            with nogil:
-                self.tell_head()
-        finally:
-            self.log.leave()
-        if status != CPS_EMPTY and status != CPS_FULL:
-            raise ValueError("the broker sent what no MQTT broker may send")
-        return reported, settled, control
-
-    def inflight(self):
-        """(messages, position of the oldest or None, ms when that was framed, messages held)."""
-        cdef uint64_t position, sent_ms = 0
-        oldest = position if cps_window_oldest(self.window, &position, &sent_ms) == CPS_OK else None
-        return cps_window_inflight_messages(self.window), oldest, sent_ms, cps_window_held(self.window)
-
-    def unknown_acks(self):
-        return cps_window_unknown_acks(self.window)
-
-
 cdef class Receiver(_Inbound):
     """Subscribe connection: QoS 0 and 1 messages taken out of the stream, PUBACKs framed in batches."""
 
+    cdef str topic  # of the last message
+    cdef uint32_t topic_bytes
+
     def __init__(self, uint32_t packet_max, int level=CPS_WIRE_LEVEL_311):
         self.open_stream(packet_max, level)
+        self.topic = ""
+        self.topic_bytes = 0
 
     def restart(self):
         """A new connection begins."""
         self.restart_stream()
 
-    def take(self, size_t messages_max):
-        """Work off what was received, at most `messages_max` messages.
+    def take(self, size_t messages_max, size_t weight_max):
+        """Work off what was received: at most `messages_max` messages, and none more when they weigh `weight_max`.
 
-        Returns (list of (Message, packet id), control bytes for paho, whether more may wait).  The packet id is 0 for
-        QoS 0.  Raises ValueError if the broker broke the protocol.
+        Returns (list of (Message, packet id), what they weigh, how many are to be acknowledged, control bytes for paho,
+        whether more may wait).  The packet id is 0 for QoS 0.  A message weighs 1, and 1 more for each `WEIGHT_BYTES`
+        of payload.  Raises ValueError if the broker broke the protocol.
         """
         cdef cps_packet packet
         cdef cps_status status = CPS_OK
         cdef bytearray control = bytearray()
         cdef list messages = []
-        while <size_t>len(messages) < messages_max:
+        cdef size_t n = 0, weight = 0, acknowledged = 0
+        while n < messages_max and weight < weight_max:
             status = cps_stream_next(self.stream, &packet)
             if status != CPS_OK:
                 break
@@ -550,18 +134,27 @@ cdef class Receiver(_Inbound):
                 continue
             if packet.topic_bytes == 0:
                 raise ValueError("the broker sent a topic alias, which it was not allowed")
-            try:
-                topic = PyUnicode_DecodeUTF8(<const char *>packet.topic, packet.topic_bytes, NULL)
-            except UnicodeDecodeError:
-                raise ValueError("the broker sent a topic that is not UTF-8") from None
-            message = Message(topic, PyBytes_FromStringAndSize(<const char *>packet.payload, packet.payload_bytes),
-                              None, b"", packet.retain, packet.dup, packet.qos,
-                              PyBytes_FromStringAndSize(<const char *>packet.properties, packet.properties_bytes)
-                              if packet.properties_bytes else b"")
-            messages.append((message, packet.packet_id))
+            messages.append((self.message_of(&packet), packet.packet_id))
+            n += 1
+            weight += 1 + packet.payload_bytes // WEIGHT_BYTES
+            acknowledged += packet.packet_id != 0
         if status != CPS_OK and status != CPS_EMPTY:
             raise ValueError("the broker sent what no MQTT broker may send")
-        return messages, control, status == CPS_OK
+        return messages, weight, acknowledged, control, status == CPS_OK
+
+    cdef Message message_of(self, const cps_packet *packet):
+        # Messages come in runs of one topic.
+        if self.topic_bytes != packet.topic_bytes or memcmp(
+                PyUnicode_AsUTF8(self.topic), packet.topic, packet.topic_bytes) != 0:
+            try:
+                self.topic = PyUnicode_DecodeUTF8(<const char *>packet.topic, packet.topic_bytes, NULL)
+            except UnicodeDecodeError:
+                raise ValueError("the broker sent a topic that is not UTF-8") from None
+            self.topic_bytes = packet.topic_bytes
+        return Message(self.topic, PyBytes_FromStringAndSize(<const char *>packet.payload, packet.payload_bytes),
+                       None, b"", bool(packet.retain), bool(packet.dup), packet.qos,
+                       PyBytes_FromStringAndSize(<const char *>packet.properties, packet.properties_bytes)
+                       if packet.properties_bytes else b"")
 
 
 def frame_pubacks(ids):

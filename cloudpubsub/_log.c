@@ -355,6 +355,9 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     CPS_CRASH_POINT("open-reconciled");
     cps_log_normalise(log);
     cps_log_commit(log);
+    /* What a killed process told.  no model: as in cps_shared_tell_storage */
+    atomic_store_explicit(&log->home.shared->outlook, 0, memory_order_relaxed);
+    cps_shared_tell_storage(log->home.shared, log->storage, 0);
     CPS_CRASH_POINT("open-committed");
     (void)pthread_mutex_unlock(&log->lock);
     uint64_t ignored;

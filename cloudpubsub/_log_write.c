@@ -299,12 +299,17 @@ static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *me
 static uint64_t stamp_now(cps_log *log) {
     const cps_io *io = log->io;
     uint64_t tick = io->tick_ms(io->context);
-    /* Pairs with the release below: who sees the tick sees a stamp that was read for it. */
+    /* model: stamp.tick.load; pairs with stamp.tick.store: who sees the tick sees a stamp that was read for it. */
     if (CPS_LIKELY(atomic_load_explicit(&log->stamp_tick_ms, memory_order_acquire) == tick))
-        return atomic_load_explicit(&log->stamp_ms, memory_order_relaxed);
+        return atomic_load_explicit(&log->stamp_ms, memory_order_relaxed); /* model: stamp.load; after the tick's acquire */
     uint64_t stamp = io->boottime_ms(io->context);
-    atomic_store_explicit(&log->stamp_ms, stamp, memory_order_relaxed);
-    atomic_store_explicit(&log->stamp_tick_ms, tick, memory_order_release);
+    /* It never goes back: a thread that was held up since it read the clock may come with an old one, when others have
+     * stored the tick of today.  Relaxed: it is the tick that orders.  model: stamp.seen */
+    uint64_t seen = atomic_load_explicit(&log->stamp_ms, memory_order_relaxed);
+    while (seen < stamp &&
+           /* model: stamp.raise */
+           !atomic_compare_exchange_weak_explicit(&log->stamp_ms, &seen, stamp, memory_order_relaxed, memory_order_relaxed)) {}
+    atomic_store_explicit(&log->stamp_tick_ms, tick, memory_order_release); /* model: stamp.tick.store */
     return stamp;
 }
 
@@ -350,6 +355,7 @@ void cps_log_link(cps_log *log, bool up) {
         log->offline_goal = CPS_NO_LIMIT_MS;
     }
     log->link_up = up;
+    cps_shared_tell_link(log->home.shared, up);
     if (up) log->offline_due_ms = log->spill_goal = 0; /* what has not been written yet need not be */
     (void)pthread_cond_signal(&log->work);
     (void)pthread_mutex_unlock(&log->lock);

@@ -6,83 +6,14 @@ Plain data: no I/O, no threads, no locks.  Everything may be shared between thre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
+from cloudpubsub._application_message import Message
 from cloudpubsub._errors import OptionError, TopicError
-from cloudpubsub._properties import decode_user_properties
 from cloudpubsub._topic import check_topic
 
 __all__ = ["Drop", "Health", "Message", "Recovery", "Stats", "Will"]
 
-_SHOWN_BYTES = 64
 _WILL_PAYLOAD_MAX = 65_535
-
-
-class Message:
-    """One message, received or published.  Read-only: type checkers refuse an assignment.
-
-    Attributes:
-        topic: Topic that it was published to.
-        payload: Its bytes.
-        position: Its place in the log; None for a received message.
-        userdata: What `publish()` stored beside it; never goes over the network.
-        retain: Published: keep it at the broker.  Received: it was kept there.
-        duplicate: Received: the broker may have delivered it before.
-        qos: 0 or 1.
-        user_properties: Pairs of text that travel beside the payload under MQTT 5; () under 3.1.1.
-
-    (A plain class, because one is made for every message received: a frozen dataclass takes five times as long.)
-    """
-
-    __slots__ = ("_properties", "duplicate", "payload", "position", "qos", "retain", "topic", "userdata")
-    __match_args__ = ("topic", "payload", "position")
-
-    def __init__(
-        self,
-        topic: str,
-        payload: bytes,
-        position: int | None = None,
-        userdata: bytes = b"",
-        retain: bool = False,
-        duplicate: bool = False,
-        qos: int = 1,
-        properties: bytes = b"",
-    ) -> None:
-        self.topic: Final = topic
-        self.payload: Final = payload
-        self.position: Final = position
-        self.userdata: Final = userdata
-        self.retain: Final = retain
-        self.duplicate: Final = duplicate
-        self.qos: Final = qos
-        self._properties: Final = properties  # as they travel; decoded when somebody asks
-
-    @property
-    def user_properties(self) -> tuple[tuple[str, str], ...]:
-        return decode_user_properties(self._properties)
-
-    def _values(self) -> tuple[object, ...]:
-        return (
-            self.topic, self.payload, self.position, self.userdata, self.retain, self.duplicate, self.qos,
-            self._properties,
-        )  # fmt: skip
-
-    def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if isinstance(other, Message) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __reduce__(self) -> tuple[type[Message], tuple[object, ...]]:
-        return Message, self._values()
-
-    def __repr__(self) -> str:
-        shown = repr(self.payload[:_SHOWN_BYTES])
-        if len(self.payload) > _SHOWN_BYTES:
-            shown += f"… ({len(self.payload)} bytes)"
-        flags = "".join(f", {name}=True" for name in ("retain", "duplicate") if getattr(self, name))
-        place = "" if self.position is None else f", position={self.position}"
-        return f"Message({self.topic!r}, {shown}{place}, qos={self.qos}{flags})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +164,13 @@ class Stats:
 class Health:
     """What somebody should look at.  An outage of the network is none of it: that is what the log is for.
 
-    `problems` has a line for each; `ok` says that there is none.
+    `problems` has a line for each; `ok` says that there is none.  `needs_restart`: a thread has ended or is stuck,
+    which only another process cures; a watchdog that looks at nothing but `ok` would restart for a broker that refuses
+    us, or for a disk that is full, to no end.
     """
 
     problems: tuple[str, ...] = ()
+    needs_restart: bool = False
 
     @property
     def ok(self) -> bool:

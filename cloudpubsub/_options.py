@@ -91,8 +91,8 @@ class Options:
     adopt: bool = setting(Flag(), False)
     #: What survives.  "process": everything published survives a crash of the process (kill -9); sealed segments
     #: survive a power cut after at most 30 s.  "power": what is older than `sync_interval` survives a power cut too, at
-    #: the cost of writing everything to the disk.  "memory": a crash loses what is only in the ring; a clean close
-    #: loses nothing.
+    #: the cost of writing what is not acknowledged by then.  "memory": a crash loses what is only in the ring; a clean
+    #: close loses nothing.
     #: Derived: "process" with a spool, "memory" (the only one possible) without.
     durability: Literal["process", "memory", "power"] = setting(
         Choice("process", "memory", "power"), None, derived=True

@@ -143,12 +143,11 @@ class Tap:
             self.sock.close()
 
     def _linger(self) -> None:
-        """Say that nothing more comes, and read to the end."""
-        deadline_s = min(time.monotonic() + self.linger_s, self.linger_until_s)
-        self.linger_s = 0.0
+        """Say that nothing more comes, and read to the end: while acknowledgements come, what we sent is on its way."""
+        silence_s, self.linger_s = self.linger_s, 0.0
         self.sock.shutdown(socket.SHUT_WR)
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            self.sock.settimeout(left_s)
+        while (left_s := self.linger_until_s - time.monotonic()) > 0:
+            self.sock.settimeout(min(silence_s, left_s))
             # Below TLS and WebSocket: what they still carry does not matter any more.
             if not socket.socket.recv(self._raw, _LINGER_BYTES):
                 return

@@ -26,12 +26,12 @@ from cloudpubsub._connection import Connection
 from cloudpubsub._dispatcher import Call, CallEach, Dispatcher
 from cloudpubsub._ended import Ended, Refused
 from cloudpubsub._errors import ClosedError, SpoolError
-from cloudpubsub._link import ANY_BYTES, Sender
 from cloudpubsub._message import Drop, Message
 from cloudpubsub._overdue import Overdue
 from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
 from cloudpubsub._rate import Bucket, Drain
 from cloudpubsub._refusal import Refusals, Verdict, reason_name
+from cloudpubsub._sender import ANY_BYTES, Sender
 from cloudpubsub._suspicion import Suspicion
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ static void count_file(void *user, const char *name) {
     cps_io_facts facts;
     if (!file_path(q, name, path) || q->io->open(q->io->context, path, CPS_IO_READ, &handle, &ignored) != CPS_OK) return;
     if (q->io->facts(q->io->context, handle, &facts, &ignored) == CPS_OK)
-        (void)atomic_fetch_add_explicit(
+        (void)atomic_fetch_add_explicit( /* no model: at open, before there is another thread */
             &q->bytes, in_blocks(facts.allocated_bytes > facts.size_bytes ? facts.allocated_bytes : facts.size_bytes),
             memory_order_relaxed);
     q->io->close(q->io->context, handle);
@@ -64,16 +64,18 @@ enum cps_status cps_quarantine_open(cps_quarantine *q, const cps_io *io, const c
 }
 
 static void give_back(cps_quarantine *q, uint64_t size) {
-    (void)atomic_fetch_sub_explicit(&q->bytes, in_blocks(size), memory_order_relaxed);
+    (void)atomic_fetch_sub_explicit(&q->bytes, in_blocks(size), memory_order_relaxed); /* model: share.give */
 }
 
-/* Take room for `size` bytes; and there is the folder.  Two threads may ask at once: together they stay within the bound. */
+/* Take room for `size` bytes; and there is the folder.  Two threads may ask at once: together they stay within the bound.
+ * Relaxed, as everywhere here: it is a number, and nothing is handed over with it. */
 static CPS_MUST_CHECK bool take_place(cps_quarantine *q, uint64_t size) {
     int ignored;
-    uint64_t taken = atomic_load_explicit(&q->bytes, memory_order_relaxed);
+    uint64_t taken = atomic_load_explicit(&q->bytes, memory_order_relaxed); /* model: share.seen */
     if (size > q->max_bytes || in_blocks(size) > q->max_bytes) return false;
     do {
         if (taken > q->max_bytes - in_blocks(size)) return false;
+        /* model: share.take */
     } while (!atomic_compare_exchange_weak_explicit(&q->bytes, &taken, taken + in_blocks(size), memory_order_relaxed,
                                                     memory_order_relaxed));
     if (q->io->make_directory(q->io->context, q->path, &ignored) == CPS_OK) return true;

@@ -21,7 +21,8 @@ typedef struct cps_quarantine {
 } cps_quarantine;
 
 static inline uint64_t cps_quarantine_bytes(cps_quarantine *q) {
-    return atomic_load_explicit(&q->bytes, memory_order_relaxed); /* a number for the quota, and nothing behind it */
+    /* no model: a number for the quota, and nothing behind it */
+    return atomic_load_explicit(&q->bytes, memory_order_relaxed);
 }
 
 /* Look what is in `directory`/quarantine.  CPS_OK; CPS_TOO_LARGE: the path is too long. */

@@ -6,6 +6,7 @@ import os
 import threading
 from types import TracebackType
 
+from cloudpubsub._append import append
 from cloudpubsub._closing import register, unregister
 from cloudpubsub._errors import ForkedError
 from cloudpubsub._fields import check_seconds
@@ -99,7 +100,7 @@ class Spool:
         Waits only when the ring is full, as `spill_timeout` and `on_full` say.  Raises TopicError, PayloadTooLarge,
         SpoolFull, ClosedError, ForkedError; nothing is stored then.
         """
-        return self._log.append(topic, payload, retain, userdata)
+        return append(self._log, topic, payload, retain, userdata)
 
     def read(self, max_bytes: int = 65_536) -> list[Message]:
         """The messages behind those already read, oldest first, about `max_bytes` of them; [] when there is none.

@@ -24,12 +24,10 @@ struct cps_ring {
     uint64_t wake_at[CPS_RING_WAKERS];
     uint64_t position_limit; /* written with the readers serialised too, who may read it without the lock */
     bool shut;
-    _Atomic uint64_t published; /* stored under `lock`; pairs with the acquire in cps_ring_published, so that whoever
-                                   sees the cursor sees the bytes before it */
+    _Atomic uint64_t published; /* stored under `lock`, read without it: whoever sees it sees the bytes before it */
 
     /* Readers' side, serialised by the caller. */
-    _Alignas(64) _Atomic uint64_t reclaim; /* producers may overwrite below it; the release store pairs with the
-                                              acquire in find_room, so that a reader's last load of the bytes comes
+    _Alignas(64) _Atomic uint64_t reclaim; /* producers may overwrite below it: a reader's last load of the bytes comes
                                               before a producer's first store over them */
     uint64_t limit; /* what the log has released; `reclaim` stays behind it while a pin lies lower */
     uint64_t pin_position[CPS_RING_PINS];
@@ -69,8 +67,8 @@ enum cps_status cps_ring_open(uint8_t *memory, uint64_t ring_bytes, cps_shared *
     ring->reclaim_seen = low;
     ring->limit = low;
     ring->position_limit = UINT64_MAX;
-    atomic_init(&ring->reclaim, low);
-    atomic_init(&ring->published, ring->produced.published);
+    atomic_init(&ring->reclaim, low);                          /* no model: no other thread has the ring yet */
+    atomic_init(&ring->published, ring->produced.published); /* no model: the same */
     for (unsigned i = 0; i < CPS_RING_WAKERS; i++) ring->wake_at[i] = NOT_ARMED;
     *out = ring;
     return CPS_OK;
@@ -93,7 +91,9 @@ static uint64_t pad_before(const cps_ring *ring, uint64_t published, uint64_t sp
 static bool find_room(cps_ring *ring, uint64_t total) {
     uint64_t published = ring->produced.published;
     if (CPS_LIKELY(published + total - ring->reclaim_seen <= ring->ring_bytes)) return true;
-    ring->reclaim_seen = atomic_load_explicit(&ring->reclaim, memory_order_acquire); /* pairs with move_reclaim */
+    /* model: ring.reclaim.load; pairs with ring.reclaim.store: our stores come after the reader's last loads.  A producer
+     * that finds room by `reclaim_seen` alone has this from the one before it, by the lock. */
+    ring->reclaim_seen = atomic_load_explicit(&ring->reclaim, memory_order_acquire);
     return published + total - ring->reclaim_seen <= ring->ring_bytes;
 }
 
@@ -163,6 +163,7 @@ enum cps_status cps_ring_push(cps_ring *ring, const cps_message *message, bool t
         ring->produced.bytes += span;
         cps_shared_commit_produced(ring->shared, &ring->produced);
         CPS_CRASH_POINT("push-committed");
+        /* model: ring.published.store; pairs with ring.published.load: the bytes are there. */
         atomic_store_explicit(&ring->published, ring->produced.published, memory_order_release);
         CPS_CRASH_POINT("push-published");
         *position = start;
@@ -214,7 +215,8 @@ bool cps_ring_arm(cps_ring *ring, enum cps_ring_waker waker, uint64_t threshold)
 }
 
 uint64_t cps_ring_published(const cps_ring *ring) {
-    return atomic_load_explicit(&ring->published, memory_order_acquire); /* pairs with the store in cps_ring_push */
+    /* model: ring.published.load; pairs with ring.published.store, for those who go on to read the bytes. */
+    return atomic_load_explicit(&ring->published, memory_order_acquire);
 }
 
 uint64_t cps_ring_low(const cps_ring *ring) { return ring->limit; }
@@ -223,7 +225,8 @@ enum cps_status cps_ring_view(const cps_ring *ring, uint64_t position, const uin
     uint64_t published = cps_ring_published(ring);
     CPS_ASSERT(position <= published);
     /* Not below what is released or, where a pin holds what is released, below the pin. */
-    CPS_ASSERT(position >= atomic_load_explicit(&ring->reclaim, memory_order_relaxed)); /* the caller serialises us */
+    /* model: ring.reclaim.view; the caller serialises us with those who store it. */
+    CPS_ASSERT(position >= atomic_load_explicit(&ring->reclaim, memory_order_relaxed));
     if (position == published) return CPS_EMPTY;
     uint64_t offset = position & (ring->ring_bytes - 1);
     uint64_t rest = ring->ring_bytes - offset;
@@ -238,7 +241,8 @@ static void move_reclaim(cps_ring *ring) {
     uint64_t lowest = ring->limit;
     for (unsigned i = 0; i < CPS_RING_PINS; i++)
         if (ring->pin_used[i] && ring->pin_position[i] < lowest) lowest = ring->pin_position[i];
-    /* Pairs with the acquire in find_room: our reads of what lies below are over before it can be overwritten. */
+    /* model: ring.reclaim.store; pairs with ring.reclaim.load: our reads of what lies below are over before it can be
+     * overwritten, and what says that it may be is in the shared page before, for after a kill. */
     atomic_store_explicit(&ring->reclaim, lowest, memory_order_release);
 }
 
@@ -271,14 +275,15 @@ bool cps_ring_may_issue(const cps_ring *ring, uint64_t span) {
 
 bool cps_ring_has_room(const cps_ring *ring, uint64_t span) {
     uint64_t published = cps_ring_published(ring);
-    uint64_t reclaim = atomic_load_explicit(&ring->reclaim, memory_order_relaxed); /* the caller serialises us */
+    /* model: ring.reclaim.room; the caller serialises us with those who store it. */
+    uint64_t reclaim = atomic_load_explicit(&ring->reclaim, memory_order_relaxed);
     return published + pad_before(ring, published, span) + span - reclaim <= ring->ring_bytes;
 }
 
 void cps_ring_check(cps_ring *ring) {
     CPS_ASSERT(pthread_mutex_lock(&ring->lock) == 0);
     uint64_t published = ring->produced.published;
-    uint64_t reclaim = atomic_load_explicit(&ring->reclaim, memory_order_relaxed);
+    uint64_t reclaim = atomic_load_explicit(&ring->reclaim, memory_order_relaxed); /* no model: under both locks */
     CPS_ASSERT(published == cps_ring_published(ring));
     CPS_ASSERT(ring->reclaim_seen <= reclaim);
     CPS_ASSERT(reclaim <= ring->limit);

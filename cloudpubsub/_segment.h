@@ -61,7 +61,7 @@ typedef struct cps_segment {
     uint64_t synced_end;       /* everything before it survives a power cut */
     uint64_t synced_messages;  /* what the two counts above were then */
     uint64_t synced_message_bytes;
-    uint64_t file_bytes;    /* that the file takes from the quota */
+    uint64_t file_bytes;    /* that the file takes from the quota; sealing never makes it more */
     bool full;              /* never appended to again */
     bool sealed;            /* footer written */
     bool named;             /* its entry in the directory is durable */

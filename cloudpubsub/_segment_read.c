@@ -393,6 +393,9 @@ enum cps_status cps_segment_load(const cps_io *io, const char *directory, const 
             segment->unsynced_since_ms = io->monotonic_ms(io->context);
             status = scan_records(segment, data_bytes & ~(uint64_t)(CPS_RECORD_ALIGN - 1), scratch, scan, error);
         }
+        /* A write that failed may have left it shorter than it will be when it is sealed. */
+        uint64_t sealed_bytes = cps_segment_sealed_bytes(segment);
+        if (segment->file_bytes < sealed_bytes) segment->file_bytes = sealed_bytes;
         if (status == CPS_OK && segment->end == segment->base) status = CPS_EMPTY;
     }
     if (status == CPS_OK) {

@@ -11,6 +11,7 @@
 #define CPS_SHARED_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "_crash_point.h"
@@ -40,10 +41,12 @@ typedef struct cps_settled { /* by readers and the flusher */
     uint64_t victims[CPS_VICTIMS]; /* base + 1 of dropped segments whose files may still be there; 0: none */
 } cps_settled;
 
+enum { CPS_OUTLOOK_STORAGE = 0xff, CPS_OUTLOOK_LINK = 0xff00, CPS_OUTLOOK_ERROR_SHIFT = 16 };
+
 enum { CPS_PRODUCED_WORDS = sizeof(cps_produced) / 8, CPS_SETTLED_WORDS = sizeof(cps_settled) / 8 };
 
 typedef struct cps_shared {
-    _Atomic uint64_t magic; /* stored last when a home is made: pairs with its load in cps_home_open */
+    _Atomic uint64_t magic; /* stored last when a home is made */
     uint32_t version;
     uint32_t writer_pid; /* shown to people, never used for locking */
     uint8_t boot_id[16];
@@ -51,38 +54,47 @@ typedef struct cps_shared {
     uint64_t ring_bytes;
     _Atomic uint64_t generation;      /* of the open that the ring belongs to; see _home.h */
     _Atomic uint64_t next_generation; /* of an open that is taking it over */
-    _Alignas(64) _Atomic uint32_t produced_sequence; /* pairs with its own acquire loads in readers */
+    _Alignas(64) _Atomic uint32_t produced_sequence; /* of each slot, see cps_shared_put */
     _Atomic uint64_t produced[2][CPS_PRODUCED_WORDS];
     _Alignas(64) _Atomic uint32_t settled_sequence;
     _Atomic uint64_t settled[2][CPS_SETTLED_WORDS];
     /* Committed after the counters; an open that finds less in it than they say enters the rest. */
     _Alignas(64) _Atomic uint32_t ledger_sequence;
     _Atomic uint64_t ledger[2][CPS_LEDGER_WORDS];
+    /* How storage and link are, for watchers: nothing depends on it.  A single word needs no slots.  Bits 0-7: 1 + enum
+     * cps_storage; 8-15: the link, 1 down, 2 up; 16-31: errno of the storage's last failure.  0: never told. */
+    _Alignas(64) _Atomic uint32_t outlook;
 } cps_shared;
 
 _Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
 
 static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words,
                                   const uint64_t *from) {
-    uint32_t now = atomic_load_explicit(sequence, memory_order_relaxed) + 1; /* one writer: its own last store */
+    /* model: page.own; one writer at a time, under a lock: it is our side's last store, whatever the order. */
+    uint32_t now = atomic_load_explicit(sequence, memory_order_relaxed) + 1;
     _Atomic uint64_t *slot = slots + (now & 1) * words;
-    /* Release: who sees one of these words, with the acquire below, sees the sequence that stood before it too, and so
-     * notices that the slot it copies is being written again. */
     for (unsigned i = 0; i < words; i++) {
+        /* model: page.slot.put; pairs with page.slot.get: who sees one of these words sees the sequence that stood before
+         * it too, and so notices that the slot it copies is being written again.  And after a kill none of them is there
+         * without that sequence, which had made the other slot current. */
         atomic_store_explicit(&slot[i], from[i], memory_order_release);
         CPS_CRASH_POINT(words == CPS_PRODUCED_WORDS  ? "slot-produced"
                         : words == CPS_SETTLED_WORDS ? "slot-settled"
                                                      : "slot-ledger");
     }
-    atomic_store_explicit(sequence, now, memory_order_release); /* pairs with the acquire in cps_shared_get */
+    /* model: page.sequence.put; pairs with page.sequence.get: who sees it sees the slot, and after a kill it is not there
+     * without the slot, nor, in the ring, without the bytes of the record that it counts. */
+    atomic_store_explicit(sequence, now, memory_order_release);
 }
 
 static inline void cps_shared_get(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words, uint64_t *to) {
     for (;;) {
+        /* model: page.sequence.get; pairs with page.sequence.put: the words below are at least as new. */
         uint32_t before = atomic_load_explicit(sequence, memory_order_acquire);
         _Atomic uint64_t *slot = slots + (before & 1) * words;
-        /* Acquire: the load below comes after these, and pairs with the stores in cps_shared_put. */
+        /* model: page.slot.get; pairs with page.slot.put, and the load below comes after these. */
         for (unsigned i = 0; i < words; i++) to[i] = atomic_load_explicit(&slot[i], memory_order_acquire);
+        /* model: page.again; relaxed, for nothing that follows depends on it. */
         if (atomic_load_explicit(sequence, memory_order_relaxed) == before) return;
     }
 }
@@ -104,6 +116,26 @@ static inline void cps_shared_commit_ledger(cps_shared *s, const cps_ledger *fro
 }
 static inline void cps_shared_read_ledger(cps_shared *s, cps_ledger *to) {
     cps_shared_get(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (uint64_t *)to);
+}
+
+/* For a watcher, who may have copied bytes of the ring before, and now looks whether their place was given away. */
+static inline void cps_shared_look(const void *sequence, const void *slots, unsigned words, uint64_t *to) {
+    /* no model: a copy by the kernel is outside of what C11 orders; on every machine its loads come before those below. */
+    atomic_thread_fence(memory_order_acquire);
+    cps_shared_get((_Atomic uint32_t *)(uintptr_t)sequence, (_Atomic uint64_t *)(uintptr_t)slots, words, to);
+}
+
+/* Under the log's lock.  Relaxed: a watcher reads this word alone, and orders nothing by it. */
+static inline void cps_shared_tell_storage(cps_shared *s, unsigned storage, int error) {
+    /* no model: see above */
+    uint32_t link = atomic_load_explicit(&s->outlook, memory_order_relaxed) & CPS_OUTLOOK_LINK;
+    uint32_t told = (storage + 1) | (uint32_t)(error & 0xffff) << CPS_OUTLOOK_ERROR_SHIFT;
+    atomic_store_explicit(&s->outlook, told | link, memory_order_relaxed); /* no model: see above */
+}
+static inline void cps_shared_tell_link(cps_shared *s, bool up) {
+    /* no model: see above */
+    uint32_t rest = atomic_load_explicit(&s->outlook, memory_order_relaxed) & ~(uint32_t)CPS_OUTLOOK_LINK;
+    atomic_store_explicit(&s->outlook, rest | (up ? 0x200u : 0x100u), memory_order_relaxed); /* no model: see above */
 }
 
 #endif

@@ -1,7 +1,7 @@
-# What `_link.pyx` needs of the log.
+# What `_append.pyx`, `_sender.pyx` and `_link.pyx` need of the log.
 from libc.stdint cimport uint8_t, uint64_t
 
-from cloudpubsub._core cimport cps_batch, cps_log, cps_loss, cps_record, cps_status
+from cloudpubsub._core cimport cps_batch, cps_log, cps_loss, cps_message, cps_patience, cps_record, cps_status
 
 cdef object message_at(const uint8_t *at, cps_record *record)
 cdef int check_status(cps_status status) except -1
@@ -23,6 +23,7 @@ cdef class Log:
     cdef int check(self) except -1
     cdef int enter(self) except -1
     cdef int leave(self) except -1
+    cdef cps_status c_append(self, cps_message *message, cps_patience *patience, uint64_t *position) noexcept nogil
     cdef cps_status c_read(self, size_t max_bytes, cps_batch *batch) noexcept nogil
     cdef void c_read_done(self, uint64_t consumed) noexcept nogil
     cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes, const cps_loss *ended,

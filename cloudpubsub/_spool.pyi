@@ -1,8 +1,11 @@
+from mmap import mmap
 from typing import Any
 
 from cloudpubsub._message import Message
 
 def crc32c(data: bytes | bytearray | memoryview, start: int = 0) -> int: ...
+
+def shared_slot(page: mmap, at_sequence: int, at_slots: int, words: int) -> bytes: ...
 
 class Log:
     wake_fd: int
@@ -31,16 +34,6 @@ class Log:
         seal_after_s: float,
         payload_max: int,
     ) -> None: ...
-    def append(
-        self,
-        topic: str,
-        payload: bytes | bytearray | memoryview | str,
-        retain: bool = False,
-        userdata: bytes | bytearray | memoryview = b"",
-        properties: bytes | None = None,
-        ttl_ms: int = 0,
-        may_block: bool = True,
-    ) -> int: ...
     def look(self, position: int) -> Message | None: ...
     def published(self) -> int: ...
     def wait_settled(self, position: int, timeout_s: float | None) -> None: ...

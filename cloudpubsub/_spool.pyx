@@ -11,34 +11,26 @@ import threading
 import time
 import weakref
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from cloudpubsub._application_message cimport Message
 from cloudpubsub._core cimport *
 
 from cloudpubsub._errors import (
     ClosedError,
     ForkedError,
     IdentityError,
-    PayloadTooLarge,
     SpoolError,
-    SpoolFull,
     SpoolLockedError,
     WaitTimeout,
 )
-from cloudpubsub._message import Message
-from cloudpubsub._topic import check_topic
-
-cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef enum:
     WAIT_SLICE_MS = 100  # between looks for Ctrl-C
-    KEEP_GIL_BYTES = 4096
     LOSSES = 64
 
 # ---- from Python to C ----
@@ -49,44 +41,6 @@ cdef uint64_t _ms(object seconds) except? 0:
     if seconds is None:
         return CPS_NO_LIMIT_MS
     return <uint64_t>(max(0.0, min(float(seconds), 1e12)) * 1000)
-
-
-cdef const uint8_t *_topic_bytes(object topic, uint16_t *size) except NULL:
-    """The UTF-8 bytes of a valid topic, held by `topic`; `check_topic` says what is wrong with any other."""
-    cdef Py_ssize_t n = 0, i
-    cdef const char *text = NULL
-    cdef bint good = type(topic) is str
-    if good:
-        try:
-            text = PyUnicode_AsUTF8AndSize(topic, &n)
-        except UnicodeEncodeError:
-            good = False
-    if good and 0 < n <= 65535:
-        for i in range(n):
-            if text[i] == c"+" or text[i] == c"#" or text[i] == 0:
-                good = False
-                break
-    else:
-        good = False
-    if not good:
-        check_topic(topic)
-        text = PyUnicode_AsUTF8AndSize(topic, &n)  # a subclass of str with a valid topic
-    size[0] = <uint16_t>n
-    return <const uint8_t *>text
-
-
-cdef const uint8_t *_text_bytes(object payload, Py_ssize_t *size) except NULL:
-    try:
-        return <const uint8_t *>PyUnicode_AsUTF8AndSize(payload, size)
-    except UnicodeEncodeError:
-        raise ValueError("payload: a str with lone surrogates is not allowed; it has no UTF-8") from None
-
-
-cdef int _get_buffer(object value, Py_buffer *view, name, expected) except -1:
-    try:
-        return PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
-    except TypeError:
-        raise TypeError(f"{name}: a {type(value).__name__} is not allowed; expected {expected}") from None
 
 
 cdef void _notify(void *fd) noexcept nogil:
@@ -136,15 +90,6 @@ cdef int check_status(cps_status status) except -1:
     raise RuntimeError(f"unexpected status {<int>status} of the core")
 
 
-cdef int _raise_append(cps_status status, uint32_t payload_bytes) except -1:
-    if status == CPS_TOO_LARGE:
-        raise PayloadTooLarge(
-            f"payload: with {payload_bytes} bytes the record is more than a quarter of ring_bytes or segment_bytes")
-    if status == CPS_FULL:
-        raise SpoolFull("the spool's limits or a failed storage refuse more messages")
-    return check_status(status)
-
-
 cdef int _raise_opening(cps_status status, cps_opened *opened, object directory, object identity) except -1:
     where = opened.where.decode() if opened.where != NULL else "it"
     if status == CPS_LOCKED:
@@ -173,6 +118,18 @@ def crc32c(data, unsigned int start=0):
         with nogil:
             crc = cps_crc32c(crc, &view[0], size)
     return crc
+
+
+def shared_slot(const uint8_t[::1] page, Py_ssize_t at_sequence, Py_ssize_t at_slots, unsigned words):
+    """The current one of two slots of another process's page of cursors, `words` of 8 bytes, in the machine's order.
+
+    All of one moment: read again for as long as a writer moves the sequence meanwhile.
+    """
+    if not (0 <= at_sequence <= page.shape[0] - 4 and 0 <= at_slots <= page.shape[0] - 16 * words):
+        raise ValueError("the page ends before the slots do")
+    found = PyBytes_FromStringAndSize(NULL, 8 * words)
+    cps_shared_look(&page[at_sequence], &page[at_slots], words, <uint64_t *>PyBytes_AS_STRING(found))
+    return found
 
 
 # After a fork the child holds nothing: see Log._let_go.
@@ -277,7 +234,10 @@ cdef class Log:
         self.forked = True
         self.idle = threading.Condition()  # the parent's may be held for ever
 
-    # For `Sender`, which may run without the GIL between `enter` and `leave`.
+    # For `Producer` and `Sender`, which may run without the GIL between `enter` and `leave`.
+
+    cdef cps_status c_append(self, cps_message *message, cps_patience *patience, uint64_t *position) noexcept nogil:
+        return cps_log_append(self.log, message, patience, position)
 
     cdef cps_status c_read(self, size_t max_bytes, cps_batch *batch) noexcept nogil:
         return cps_log_read(self.log, max_bytes, batch)
@@ -325,80 +285,6 @@ cdef class Log:
         with self.idle:
             self.idle.notify_all()
         return 0
-
-    def append(self, topic, payload, bint retain=False, userdata=b"", bytes properties=None, uint64_t ttl_ms=0,
-               bint may_block=True):
-        """Append one message and return its position.  See `Client.publish`.
-
-        `properties` are MQTT 5 properties as they are sent; with `ttl_ms` > 0 the message expires.
-        """
-        cdef cps_message message
-        cdef cps_patience patience
-        cdef cps_status status
-        cdef uint64_t position = 0
-        cdef Py_buffer payload_view, userdata_view
-        cdef bint has_payload_view = False, has_userdata_view = False
-        cdef Py_ssize_t size
-        self.check()
-        message.flags = CPS_RECORD_RETAIN if retain else 0
-        if properties is not None or ttl_ms != 0:
-            message.flags |= CPS_RECORD_EXTRAS
-            message.properties_bytes = 0 if properties is None else <uint16_t>PyBytes_GET_SIZE(properties)
-            message.properties = NULL if properties is None else <const uint8_t *>PyBytes_AS_STRING(properties)
-            message.ttl_ms = min(ttl_ms, CPS_RECORD_TTL_MAX)
-            if ttl_ms != 0:
-                self.ttl_seen = True
-        message.topic = _topic_bytes(topic, &message.topic_bytes)
-        try:
-            if type(payload) is bytes:
-                message.payload = <const uint8_t *>PyBytes_AS_STRING(payload)
-                size = PyBytes_GET_SIZE(payload)
-            elif isinstance(payload, str):
-                message.payload = _text_bytes(payload, &size)
-            else:
-                _get_buffer(payload, &payload_view, "payload", "bytes-like or str")
-                has_payload_view = True
-                message.payload = <const uint8_t *>payload_view.buf
-                size = payload_view.len
-            if size > self.payload_max:
-                raise PayloadTooLarge(f"payload: {size} bytes, at most max_payload_bytes={self.payload_max} are allowed")
-            message.payload_bytes = <uint32_t>size
-            if type(userdata) is bytes:
-                message.userdata = <const uint8_t *>PyBytes_AS_STRING(userdata)
-                size = PyBytes_GET_SIZE(userdata)
-            else:
-                _get_buffer(userdata, &userdata_view, "userdata", "bytes-like")
-                has_userdata_view = True
-                message.userdata = <const uint8_t *>userdata_view.buf
-                size = userdata_view.len
-            if size > 65535:
-                raise PayloadTooLarge(f"userdata: {size} bytes, at most 65535 are allowed")
-            message.userdata_bytes = <uint16_t>size
-            self.check()  # the arguments may have run Python code, which may have closed the log
-            status = CPS_BUSY
-            if message.payload_bytes <= KEEP_GIL_BYTES:
-                status = cps_log_append(self.log, &message, NULL, &position)
-            if status == CPS_BUSY:
-                self.enter()
-                try:
-                    memset(&patience, 0, sizeof(patience))
-                    patience.slice_ms = WAIT_SLICE_MS
-                    patience.never_block = not may_block
-                    while status == CPS_BUSY:
-                        with nogil:
-                            status = cps_log_append(self.log, &message, &patience, &position)
-                        if status == CPS_BUSY:
-                            PyErr_CheckSignals()
-                finally:
-                    self.leave()
-        finally:
-            if has_payload_view:
-                PyBuffer_Release(&payload_view)
-            if has_userdata_view:
-                PyBuffer_Release(&userdata_view)
-        if status != CPS_OK and status != CPS_DROPPED:
-            _raise_append(status, message.payload_bytes)
-        return position
 
     def published(self):
         """The cursor `published`: everything before it is committed."""

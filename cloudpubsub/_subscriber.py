@@ -19,7 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cloudpubsub._connection import Connection
-from cloudpubsub._dispatcher import Deliver, Dispatcher, Outcome
+from cloudpubsub._dispatcher import Deliver, Dispatcher, Handler, Outcome
 from cloudpubsub._ended import Ended
 from cloudpubsub._errors import ClosedError
 from cloudpubsub._link import Receiver, frame_pubacks
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Handler", "Subscriber"]
 
-Handler = Callable[[Message], object]
-
 _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
-_TAKE = 256
+_TAKE = 256  # messages at once, and no more than a share of the queue
+_TAKE_SHARE = 4
 _FILTERS_A_PACKET = 100
 _SUBACK_FAILURE = 0x80
 _RECEIVE_MAXIMUM = 65_535
@@ -45,19 +44,39 @@ _ONLY_NEW = 1  # Retain Handling: send what is retained only where the subscript
 _NO_GENERATION = -1
 
 
-class _Delivery(Deliver):
-    """A received message on its way to the handlers that it has when its turn comes."""
+class _Batch(Deliver):
+    """Received messages on their way to the handlers that they have when their turn comes."""
 
-    __slots__ = ("generation", "owner", "packet_id")
+    __slots__ = ("acks", "generation", "owner")
 
-    def __init__(self, message: Message, owner: Subscriber, generation: int, packet_id: int) -> None:
-        super().__init__(message, (), owner._done)
+    def __init__(self, messages: Sequence[tuple[Message, int]], weight: int, owner: Subscriber) -> None:
+        super().__init__(messages, weight)
         self.owner = owner
-        self.generation = generation
-        self.packet_id = packet_id
+        self.generation = owner._generation
+        self.acks = owner._acks
 
-    def begin(self) -> Sequence[Handler] | None:
-        return self.owner._handlers_of(self)
+    def handlers_of(self, message: Message, packet_id: int) -> Sequence[Handler] | None:
+        owner = self.owner
+        if packet_id != 0 and self.generation == owner._failed_generation:
+            return None  # it comes again, behind the one that failed
+        handlers = owner._matcher.match(message.topic)
+        if not handlers:
+            owner.unmatched += 1
+        return handlers
+
+    def ended(self, message: Message, packet_id: int, outcome: Outcome, error: BaseException | None) -> None:
+        try:
+            if outcome is not Outcome.DONE and not self.owner._is_over_with(self, message, packet_id, outcome, error):
+                packet_id = 0
+        finally:
+            # Even if the dead letter could not be kept: the messages behind it must not wait for it for ever.
+            if packet_id != 0 and outcome is not Outcome.ABANDONED:
+                acks = self.acks
+                acks.append(packet_id)
+                # The owner takes all of them at once.  If an older one is still there after ours went in, it will find
+                # ours too; looking before going in could miss that it has just gone to sleep.
+                if len(acks) == 1:
+                    self.owner.wake()
 
 
 class Subscriber(Connection):
@@ -88,8 +107,11 @@ class Subscriber(Connection):
         self._on_failed = on_failed
         self._limits = BrokerLimits()
         self._generation = 0  # of the connection; packet ids of an earlier one mean nothing
-        self._held: deque[_Delivery] = deque()  # taken from the stream, not yet by the dispatcher
-        self._acks: deque[tuple[int, int]] = deque()  # (generation, packet id); appended by the dispatcher thread
+        self._take_max = max(1, min(_TAKE, options.handler_queue // _TAKE_SHARE))
+        self._held: _Batch | None = None  # taken from the stream, not yet by the dispatcher
+        # Packet ids to acknowledge on this connection, appended by the dispatcher thread.  Each connection has its own:
+        # an id of an earlier one would acknowledge another message here.
+        self._acks: deque[int] = deque()
         # Of a connection that is to be closed, because a handler failed for good; set by the dispatcher thread.
         self._failed_generation = _NO_GENERATION
         self._failed_topic = ""
@@ -174,7 +196,8 @@ class Subscriber(Connection):
         self._receiver.restart()
         self._was_answered = False
         self._generation += 1
-        self._held.clear()
+        self._held = None
+        self._acks = deque()
         self._is_behind = False
         self._packets.clear()
         self._unacknowledged = 0
@@ -274,11 +297,8 @@ class Subscriber(Connection):
     # ---- out: acknowledgements ----
 
     def _next_bytes(self) -> memoryview | None:
-        ids = []
-        while self._acks:
-            generation, packet_id = self._acks.popleft()
-            if generation == self._generation:
-                ids.append(packet_id)
+        acks = self._acks
+        ids = [acks.popleft() for _ in range(len(acks))]
         self._unacknowledged -= len(ids)
         return memoryview(frame_pubacks(ids)) if ids else None
 
@@ -298,63 +318,40 @@ class Subscriber(Connection):
     # ---- in: messages ----
 
     def _take(self) -> tuple[bytearray, bool]:
-        if not self._hand_over():
+        room = self._dispatcher.room() if self._hand_over() else 0
+        if room == 0:
             self._is_behind = True
             return bytearray(), False
-        messages, control, more = self._receiver.take(_TAKE)
+        messages, weight, acknowledged, control, more = self._receiver.take(self._take_max, room)
         self._is_behind = False
-        self.received += len(messages)
-        for message, packet_id in messages:
-            self._held.append(_Delivery(message, self, self._generation, packet_id))
-            self._unacknowledged += packet_id != 0
-        return control, more or bool(self._held)
+        if messages:
+            self.received += len(messages)
+            self._unacknowledged += acknowledged
+            self._held = _Batch(messages, weight, self)
+        return control, more or self._held is not None
 
     def _hand_over(self) -> bool:
-        """Give the dispatcher what it has room for.  Returns whether that was all."""
-        while self._held:
-            if not self._dispatcher.put(self._held[0]):
-                return False
-            self._held.popleft()
+        """Give the dispatcher what waits for it.  Returns whether it has all."""
+        if self._held is not None and self._dispatcher.put(self._held):
+            self._held = None
+        return self._held is None
+
+    def _is_over_with(
+        self, batch: _Batch, message: Message, packet_id: int, outcome: Outcome, error: BaseException | None
+    ) -> bool:
+        """On the dispatcher thread: a message did not end well.  Returns whether it is to be acknowledged."""
+        if outcome is Outcome.ABANDONED:
+            return False
+        if packet_id != 0 and self._options.on_handler_failure == "disconnect":
+            self._failed_topic = message.topic
+            self._failed_generation = batch.generation
+            self.wake()
+            return False
+        self._on_failed(message, error)
         return True
 
-    def _handlers_of(self, delivery: _Delivery) -> Sequence[Handler] | None:
-        """On the dispatcher thread."""
-        if delivery.packet_id != 0 and delivery.generation == self._failed_generation:
-            return None  # it comes again, behind the one that failed
-        handlers = self._matcher.match(delivery.message.topic)
-        if not handlers:
-            self.unmatched += 1
-        return handlers
-
-    def _done(self, delivery: Deliver) -> None:
-        """On the dispatcher thread: the handlers are through with a message."""
-        assert isinstance(delivery, _Delivery)
-        if delivery.outcome is Outcome.ABANDONED:
-            return
-        packet_id, generation = delivery.packet_id, delivery.generation
-        try:
-            if delivery.outcome is Outcome.FAILED:
-                if packet_id != 0 and self._options.on_handler_failure == "disconnect":
-                    self._failed_topic = delivery.message.topic
-                    self._failed_generation = generation
-                    packet_id = 0
-                    self.wake()
-                else:
-                    self._on_failed(delivery.message, delivery.error)
-        finally:
-            # Even if the dead letter could not be kept: the messages behind it must not wait for it for ever.
-            if packet_id != 0:
-                self._acknowledge(generation, packet_id)
-
-    def _acknowledge(self, generation: int, packet_id: int) -> None:
-        self._acks.append((generation, packet_id))
-        # The owner takes all of them at once.  If an older one is still there after ours went in, it will find ours
-        # too; looking before going in could miss that it has just gone to sleep.
-        if len(self._acks) == 1:
-            self.wake()
-
     def _wants_to_read(self) -> bool:
-        return not self._held and not self._is_behind
+        return self._held is None and not self._is_behind
 
     def _check(self, now_s: float) -> None:
         if self._failed_generation == self._generation:
@@ -371,5 +368,5 @@ class Subscriber(Connection):
         if self._control is None or not self.is_up:
             return
         self._send_requests(self._control)
-        if (self._held or self._is_behind) and self._hand_over():
+        if (self._held is not None or self._is_behind) and self._hand_over():
             self._work_off(self._control)

@@ -23,6 +23,7 @@ docs/brokers.md has what users see of it):
 
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import socket
@@ -52,6 +53,24 @@ class TlsFiles:
     foreign_client_key: str
 
 
+class Ability(enum.Enum):
+    """What one expects of a broker of MQTT, and not every one has; the end-to-end tests see what is done instead."""
+
+    VERSION_5 = enum.auto()
+    SHARED_SUBSCRIPTIONS = enum.auto()
+    RETAINED_FOR_WILDCARDS = enum.auto()  # a retained message comes to a filter with wildcards too
+    SESSION_AFTER_STOP = enum.auto()  # sessions and their messages are there when it is started again
+    SESSION_AFTER_KILL = enum.auto()
+    RETAINED_AFTER_STOP = enum.auto()
+    RETAINED_AFTER_KILL = enum.auto()
+    DOT_IN_TOPIC = enum.auto()  # arrives as it was published
+    SPACE_IN_TOPIC = enum.auto()
+    STAR_IN_TOPIC = enum.auto()
+
+
+ALL_ABILITIES = frozenset(Ability)
+
+
 def path_of(program: str) -> str | None:
     """Where a program is, or None where it is not installed."""
     return shutil.which(program, path=os.environ.get("PATH", os.defpath) + _SYSTEM_DIRECTORIES)
@@ -62,7 +81,7 @@ def mosquitto_path() -> str | None:
     return path_of("mosquitto")
 
 
-class _Port:
+class Port:
     """A port that is bound and not listened on: connecting is refused, and a broker may listen there (SO_REUSEADDR).
 
     The kernel gives it neither to another ``bind`` nor to an outgoing connection while we hold it.
@@ -123,7 +142,7 @@ class Child:
 
 
 class Broker:
-    """What Mosquitto and Rumqttd have in common.  Not thread-safe; every method blocks, at most about 10 seconds.
+    """What Mosquitto and Rumqttd have in common.  Not thread-safe; every method blocks, at most about a minute.
 
     Args:
         directory: a directory of its own for configuration, log and data.
@@ -133,6 +152,9 @@ class Broker:
     """
 
     name = ""
+    abilities: frozenset[Ability] = ALL_ABILITIES
+    #: What it does at one time and not at another.
+    unsure: frozenset[Ability] = frozenset()
 
     def __init__(
         self,
@@ -148,13 +170,13 @@ class Broker:
         self.tls = tls
         self.certificate = certificate or ((tls.server_cert, tls.server_key) if tls else None)
         self.users = users
-        self._ports: list[_Port] = []
+        self._ports: list[Port] = []
         self.port = self._take_port()
         self.tls_port = self._take_port() if tls else 0
         self._child: Child | None = None
 
     def _take_port(self) -> int:
-        self._ports.append(_Port())
+        self._ports.append(Port())
         return self._ports[-1].number
 
     def _command(self) -> list[str]:
@@ -167,6 +189,14 @@ class Broker:
     def _listening(self) -> list[int]:
         return [port for port in (self.port, self.tls_port) if port]
 
+    def port_for(self, *, secure: bool, protocol: str) -> int:
+        """Where a client connects that speaks this version, with or without TLS."""
+        return self.tls_port if secure else self.port
+
+    @property
+    def has_plain_port(self) -> bool:
+        return self.port in self._listening()
+
     @property
     def pid(self) -> int:
         """The process id of the running broker."""
@@ -178,7 +208,7 @@ class Broker:
     def is_running(self) -> bool:
         return self._child is not None and self._child.exit_code(0) is None
 
-    def start(self, timeout: float = 10.0) -> Broker:
+    def start(self, timeout: float = 60.0) -> Broker:
         """Start, and wait until every port accepts connections.  Returns itself."""
         if self._child is not None:
             raise RuntimeError(f"{self.name} is running already")
@@ -194,7 +224,7 @@ class Broker:
                     raise RuntimeError(f"{self.name} {what}:\n{self.log_text()[-4000:]}")
         return self
 
-    def stop(self, timeout: float = 10.0) -> None:
+    def stop(self, timeout: float = 60.0) -> None:
         """Ask it to end (SIGTERM) and wait until it has.  Does nothing if it is not running."""
         if self._child is not None:
             self._child.end(kill=False, timeout=timeout)
@@ -242,6 +272,7 @@ class Mosquitto(Broker):
     """
 
     name = "mosquitto"
+    abilities = ALL_ABILITIES - {Ability.SESSION_AFTER_KILL, Ability.RETAINED_AFTER_KILL}
 
     def __init__(
         self,
@@ -310,7 +341,7 @@ class Mosquitto(Broker):
         file = directory / "passwords"
         file.write_text("".join(f"{user}:{password}\n" for user, password in self.users.items()))
         file.chmod(0o600)
-        subprocess.run(["mosquitto_passwd", "-U", str(file)], check=True, capture_output=True, timeout=10)
+        subprocess.run(["mosquitto_passwd", "-U", str(file)], check=True, capture_output=True, timeout=60)
         return ["allow_anonymous false", f"password_file {file}"]
 
     def _command(self) -> list[str]:
@@ -326,7 +357,7 @@ _RUMQTTD = (
 
 
 class Rumqttd(Broker):
-    """The broker that needs no system package.  ``v5_port`` speaks MQTT 5, ``port`` and ``tls_port`` 3.1.1.
+    """The broker that needs no system package.  ``v5_port`` and ``v5_tls_port`` speak MQTT 5, the others 3.1.1.
 
     Args:
         log_bytes: what it keeps in memory for each topic filter, in 64 segments; memory is taken as it fills, and a
@@ -335,6 +366,12 @@ class Rumqttd(Broker):
     """
 
     name = "rumqttd"
+    abilities = ALL_ABILITIES - {
+        Ability.SESSION_AFTER_STOP,
+        Ability.SESSION_AFTER_KILL,
+        Ability.RETAINED_AFTER_STOP,
+        Ability.RETAINED_AFTER_KILL,
+    }
 
     def __init__(
         self,
@@ -348,6 +385,7 @@ class Rumqttd(Broker):
     ) -> None:
         super().__init__(directory, tls=tls, certificate=certificate, users=users)
         self.v5_port = self._take_port()
+        self.v5_tls_port = self._take_port() if tls else 0
         self._config = directory / "rumqttd.toml"
         self._max_payload_bytes = max_payload_bytes
         text = f"""
@@ -362,8 +400,9 @@ class Rumqttd(Broker):
         text += self._server("v4.1", self.port)
         text += self._server("v5.1", self.v5_port)
         if self.certificate is not None:
-            text += self._server("v4.2", self.tls_port)
-            text += f"[v4.2.tls]\ncertpath = '{self.certificate[0]}'\nkeypath = '{self.certificate[1]}'\n"
+            for section, port in (("v4.2", self.tls_port), ("v5.2", self.v5_tls_port)):
+                text += self._server(section, port)
+                text += f"[{section}.tls]\ncertpath = '{self.certificate[0]}'\nkeypath = '{self.certificate[1]}'\n"
         self._config.write_text(text)
 
     def _server(self, section: str, port: int) -> str:
@@ -387,7 +426,12 @@ class Rumqttd(Broker):
         return [sys.executable, "-c", _RUMQTTD, str(self._config)]
 
     def _listening(self) -> list[int]:
-        return [*super()._listening(), self.v5_port]
+        return [*super()._listening(), *(port for port in (self.v5_port, self.v5_tls_port) if port)]
+
+    def port_for(self, *, secure: bool, protocol: str) -> int:
+        if protocol == "5":
+            return self.v5_tls_port if secure else self.v5_port
+        return super().port_for(secure=secure, protocol=protocol)
 
 
 def accepts(port: int) -> bool:

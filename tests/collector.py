@@ -17,6 +17,8 @@ from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 _READ_BYTES = 256 * 1024
 _RETRY_SECONDS = 0.05
@@ -104,6 +106,7 @@ class Collector:
         key: what to note of a message, given topic and payload; the payload itself by default.  Messages with equal
             keys count as the same message, so the publisher has to make them different.
         tls: a context for TLS; None for plain TCP.
+        protocol: of MQTT, "3.1.1" or "5".
         username, password: for the broker.
         on_key: called with each noted key on the collector's thread, outside its lock; keep it short.
 
@@ -118,6 +121,7 @@ class Collector:
         client_id: str = "collector",
         key: Callable[[str, bytes], Any] | None = None,
         tls: ssl.SSLContext | None = None,
+        protocol: str = "3.1.1",
         username: str | None = None,
         password: str | None = None,
         on_key: Callable[[Any], None] | None = None,
@@ -125,6 +129,7 @@ class Collector:
         self._port, self._topic, self._client_id = port, topic, client_id
         self._key, self._tls, self._on_key = key, tls, on_key
         self._username, self._password = username, password
+        self._is_version_5 = protocol == "5"
         self._changed = threading.Condition()  # guards everything in the next block
         self._arrivals: list[Any] = []
         self._first: dict[Any, None] = {}  # in order of first arrival
@@ -135,15 +140,17 @@ class Collector:
         # The thread's own.
         self._batch: list[Any] = []
         self._dup_flags = 0
+        self._seen: set[Any] = set()
+        self._resent = 0
         self._suback = False
         self._stop_reader, self._stop_writer = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
 
     # ---- life
 
-    def start(self, timeout: float = 30.0) -> Collector:
+    def start(self, timeout: float = 60.0) -> Collector:
         """Connect, and wait until the subscription stands.  Returns itself; ``TimeoutError`` says what went wrong."""
-        self._thread.start()
+        self.begin()
         try:
             self.wait_subscribed(timeout)
         except BaseException:
@@ -151,12 +158,16 @@ class Collector:
             raise
         return self
 
+    def begin(self) -> None:
+        """Start, and wait for nothing."""
+        self._thread.start()
+
     def stop(self) -> None:
         """Disconnect; the broker keeps the session.  What was noted stays readable."""
         if self._stop_writer.fileno() >= 0:
             self._stop_writer.close()
         if self._thread.ident is not None:
-            self._thread.join(10)
+            self._thread.join(60)
         self._stop_reader.close()
 
     def __enter__(self) -> Collector:
@@ -167,7 +178,7 @@ class Collector:
 
     # ---- waiting
 
-    def wait_subscribed(self, timeout: float = 10.0) -> None:
+    def wait_subscribed(self, timeout: float = 60.0) -> None:
         """Wait until this connection's subscription is acknowledged: from then on nothing published is missed.
 
         After the restart of a broker that forgets sessions, publish only after this.
@@ -205,9 +216,26 @@ class Collector:
             return len(self._arrivals) - len(self._first)
 
     @property
+    def problem(self) -> str:
+        """What went wrong last; "" if nothing has."""
+        with self._changed:
+            return self._problem
+
+    @property
+    def is_subscribed(self) -> bool:
+        """A connection stands, and its subscription is acknowledged."""
+        with self._changed:
+            return self._subscribed
+
+    @property
     def dup_flags(self) -> int:
         """Deliveries that the broker marked as repeated."""
         return self._dup_flags
+
+    @property
+    def resent(self) -> int:
+        """Deliveries of a message beyond its first that the broker did not mark as repeated: it got them twice."""
+        return self._resent
 
     @property
     def connects(self) -> int:
@@ -249,8 +277,8 @@ class Collector:
             self._port,
             self._tls,
             client_id=self._client_id,
-            clean_session=False,
-            protocol=MQTTProtocolVersion.MQTTv311,
+            clean_session=None if self._is_version_5 else False,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._is_version_5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
         )
         if self._username is not None:
@@ -259,7 +287,11 @@ class Collector:
         client.on_message = self._on_message
         # With this set paho keeps what it has to write until loop_write() is called, instead of writing at once.
         client.on_socket_register_write = lambda client, userdata, open_socket: None
-        client.connect_async("127.0.0.1", self._port, keepalive=30)
+        stays: dict[str, Any] = {}
+        if self._is_version_5:
+            stays = {"clean_start": False, "properties": Properties(PacketTypes.CONNECT)}
+            stays["properties"].SessionExpiryInterval = 3600
+        client.connect_async("127.0.0.1", self._port, keepalive=30, **stays)
         self._suback = False
         try:
             client.reconnect()
@@ -324,8 +356,11 @@ class Collector:
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         payload = bytes(message.payload)
-        self._batch.append(payload if self._key is None else self._key(message.topic, payload))
+        key = payload if self._key is None else self._key(message.topic, payload)
+        self._batch.append(key)
         self._dup_flags += message.dup
+        self._resent += not message.dup and key in self._seen
+        self._seen.add(key)
 
 
 def _write(client: Client, buffered: _Buffered) -> bool:

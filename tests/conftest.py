@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
 from tests.brokers import Broker, Mosquitto, Rumqttd, TlsFiles, mosquitto_path
-from tests.more_brokers import Nats, RabbitMQ, nats_path, rabbitmq_path
+from tests.links import KINDS, PACKAGES, WAYS, Link, Way
+from tests.more_brokers import Nats, nats_path, rabbitmq_path
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -85,24 +87,47 @@ def need_nats(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def _one_rabbitmq(tls_files: TlsFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    broker = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), tls=tls_files)
+def _shared(
+    tls_files: TlsFiles, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, bool], Broker]]:
+    """Gives the running broker of a kind that all tests share."""
+    made: dict[tuple[str, bool], Broker] = {}
+
+    def give(kind: str, secure: bool) -> Broker:
+        key = (kind, secure and kind == "nats")  # the others speak TLS and plain at the same time
+        if key not in made:
+            tls = tls_files if secure or kind != "nats" else None
+            made[key] = KINDS[kind](tmp_path_factory.mktemp(kind), tls=tls)
+        if not made[key].is_running:
+            made[key].kill()  # what is left of it
+            made[key].start()
+        return made[key]
+
     try:
-        yield broker
+        yield give
     finally:
-        broker.kill()  # nothing of it is wanted any more
-        broker.close()
+        for broker in made.values():
+            broker.kill()  # nothing of it is wanted any more
+            broker.close()
 
 
 @pytest.fixture
-def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
+def rabbitmq(request: pytest.FixtureRequest) -> Broker:
     """The running RabbitMQ of all tests, because it is slow to start: use client ids and topics of your own."""
     _need("rabbitmq-server", request.config)
-    broker: RabbitMQ = request.getfixturevalue("_one_rabbitmq")
-    if not broker.is_running:
-        broker.kill()
-        broker.start()
-    return broker
+    running: Broker = request.getfixturevalue("_shared")("rabbitmq", True)
+    return running
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.name)
+def link(request: pytest.FixtureRequest, tls_files: TlsFiles) -> Link:
+    """Each way to each of the four brokers in turn, running; `pytest.mark.parametrize("link", ..., indirect=True)`
+    takes fewer."""
+    way: Way = request.param
+    if way.kind in PACKAGES:
+        _need(PACKAGES[way.kind], request.config)
+    broker: Broker = request.getfixturevalue("_shared")(way.kind, way.secure)
+    return Link(way, broker, f"w{uuid.uuid4().hex[:10]}", tls_files)
 
 
 @pytest.fixture(params=["mosquitto", "rumqttd"])

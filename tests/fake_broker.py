@@ -38,7 +38,7 @@ __all__ = [
 ACCEPTED = Connack()
 CONNACK_ACCEPTED = b"\x20\x02\x00\x00"
 PINGRESP = b"\xd0\x00"
-_LIMIT = 10.0
+_LIMIT = 60.0
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 

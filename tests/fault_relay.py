@@ -43,7 +43,7 @@ from cloudpubsub.demo.relay import (
 Action = Literal["stall", "drop", "reset", "end"]
 Welcome = Literal["forward", "reset", "silence"]
 
-LIMIT = 10.0  # seconds that a wait may take
+LIMIT = 60.0  # seconds that a wait may take
 _LINE_BYTES = 1 << 20  # what may wait in one direction of a connection
 _LINE_PIECES = 4096
 _SEGMENT_BYTES = 1460  # jitter is drawn anew for each

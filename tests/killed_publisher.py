@@ -1,8 +1,8 @@
 """A publisher that is there to be killed, and the process that starts it again and again.
 
 `Publisher` starts a process that has everything imported; for each round it forks a child (before any client was made),
-which opens the spool, publishes "round:number" until it is killed, and notes in a shared file how many `publish()`
-calls have returned, what the last one returned, and whether it has been connected.
+which opens the spool, publishes "round:number" to `topic` until it is killed, and notes in a shared file how many
+`publish()` calls have returned, what the last one returned, and whether it has been connected.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def _publish_until_killed(settings: dict[str, Any], number: int, note: mmap.mmap
     def note_connection(_url: str) -> None:
         note[16:24] = struct.pack("=Q", 1)
 
+    topic = settings.pop("topic", "rounds")
+    if "tls" in settings:
+        settings["tls"] = cloudpubsub.TLS(**settings["tls"])
     if "will" in settings:
         settings["will"] = cloudpubsub.Will(**settings["will"])
     client = cloudpubsub.Client(**settings, on_connect=note_connection)
@@ -35,7 +38,7 @@ def _publish_until_killed(settings: dict[str, Any], number: int, note: mmap.mmap
     done = 0
     while True:
         for _ in range(20):
-            position = client.publish("rounds", b"%d:%d" % (number, done))
+            position = client.publish(topic, b"%d:%d" % (number, done))
             done += 1
             # One after the other, each a single store: the count never runs ahead of what was returned.
             note[8:16] = struct.pack("=Q", position + 1)
@@ -117,7 +120,7 @@ class Publisher:
     def __exit__(self, *_: object) -> None:
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
         self._note.close()
         os.unlink(self._path)
 

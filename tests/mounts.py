@@ -44,7 +44,7 @@ while os.getppid() == parent:
 
 def run(tool: str, *args: object) -> None:
     command, environment = [tool, *map(str, args)], {**os.environ, "PATH": SYSTEM_PATH}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
     if done.returncode != 0:
         raise OSError(f"{tool}: {done.stderr.strip() or done.returncode}")
 

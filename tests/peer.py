@@ -11,7 +11,7 @@ import threading
 from io import BufferedIOBase
 from typing import NamedTuple
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE, UNSUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 10, 12, 14
 
 

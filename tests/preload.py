@@ -22,6 +22,6 @@ def preloaded(name: str) -> dict[str, str]:
     made = f"{directory}/{name}.so"
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     flags = ["-shared", "-fPIC", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*compiler, *flags, "-o", made, str(HERE / f"{name}.c"), "-ldl"], check=True, timeout=60)
+    subprocess.run([*compiler, *flags, "-o", made, str(HERE / f"{name}.c"), "-ldl"], check=True, timeout=120)
     # A sanitizer's run-time library, where there is one, has to stay the first.
     return {"LD_PRELOAD": " ".join(filter(None, [os.environ.get("LD_PRELOAD"), made]))}

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_LIMIT = 20.0
+_LIMIT = 60.0
 
 
 class Proxy:

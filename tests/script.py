@@ -28,7 +28,7 @@ from tests.packets import (
     Unsubscribe,
 )
 
-_LIMIT = 10.0
+_LIMIT = 60.0
 
 
 @dataclass(frozen=True)

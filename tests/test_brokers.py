@@ -17,8 +17,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from tests.brokers import HOST, Broker, Mosquitto, Rumqttd, TlsFiles
 from tests.collector import Collector
+from tests.publishing import until
 
-LIMIT = 20.0  # seconds that nothing here may take
+LIMIT = 60.0  # seconds that nothing here may take
 
 
 def publish(port: int, payloads: list[bytes], *, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311) -> None:
@@ -73,9 +74,13 @@ def test_many_messages_reach_a_subscriber_that_was_away(broker: Broker) -> None:
     with Collector(broker.port):
         pass
     flood(broker.port, 200_000)
-    with Collector(broker.port) as collector:
-        collector.wait_for(200_000, 60)
+    collector = Collector(broker.port)
+    collector.begin()  # a broker may say that the subscription stands when all that waited is sent
+    try:
+        collector.wait_for(200_000, 4 * LIMIT)
         assert collector.first_deliveries() == numbers(200_000)
+    finally:
+        collector.stop()
 
 
 def test_log_of_rumqttd_skips_when_it_is_too_small(tmp_path: Path) -> None:
@@ -135,7 +140,7 @@ def deadline_publish(collector: Collector, broker: Broker) -> None:
     for attempt in range(100):
         publish(broker.port, [b"after %d" % attempt])
         try:
-            collector.wait_for(1, 0.2)
+            collector.wait_for(1, 1)
         except TimeoutError:
             continue
         assert collector.connects >= 2
@@ -166,6 +171,15 @@ def context(ca: str, client: tuple[str, str] | None = None) -> ssl.SSLContext:
     return made
 
 
+def check_not_verified(collector: Collector) -> None:
+    collector.begin()
+    try:
+        until(lambda: "CERTIFICATE_VERIFY_FAILED" in collector.problem)
+        assert collector.connects == 0
+    finally:
+        collector.stop()
+
+
 @pytest.fixture(params=["mosquitto", "rumqttd"])
 def tls_broker_type(request: pytest.FixtureRequest) -> type[Broker]:
     if request.param == "mosquitto":
@@ -182,19 +196,15 @@ def test_tls_works_and_a_foreign_authority_does_not(
             flood(broker.port, 20_000)
             collector.wait_for(20_000, LIMIT)
             assert collector.first_deliveries() == numbers(20_000)
-        with pytest.raises(TimeoutError, match="CERTIFICATE_VERIFY_FAILED"):
-            Collector(broker.tls_port, tls=context(tls_files.foreign_ca)).start(timeout=1)
+        check_not_verified(Collector(broker.tls_port, tls=context(tls_files.foreign_ca)))
 
 
 def test_certificate_of_another_host_is_refused(
     tls_broker_type: type[Broker], tls_files: TlsFiles, tmp_path: Path
 ) -> None:
     other = (tls_files.other_host_cert, tls_files.other_host_key)
-    with (
-        tls_broker_type(tmp_path / "broker", tls=tls_files, certificate=other) as broker,
-        pytest.raises(TimeoutError, match="CERTIFICATE_VERIFY_FAILED"),
-    ):
-        Collector(broker.tls_port, tls=context(tls_files.ca)).start(timeout=1)
+    with tls_broker_type(tmp_path / "broker", tls=tls_files, certificate=other) as broker:
+        check_not_verified(Collector(broker.tls_port, tls=context(tls_files.ca)))
 
 
 @pytest.mark.usefixtures("need_mosquitto")

@@ -89,9 +89,11 @@ def test_in_chaos_nothing_is_lost_and_order_holds(mosquitto: Mosquitto, protocol
                 assert client.flush(60 + 4 * SECONDS) == 0
                 stats = client.stats()
             collector.wait_for(sum(chaos.returned), 60 + 4 * SECONDS)
-            arrived, duplicates, links = collector.first_deliveries(), collector.duplicates, relay.accepted
+            arrived, links = collector.first_deliveries(), relay.accepted
+            duplicates, resent = collector.duplicates, collector.resent
     print(f"\nseed {seed}, MQTT {protocol}: {len(arrived)} messages, {len(chaos.returned)} kills,"
-          f" {chaos.storms} storms, {chaos.restarts} broker restarts, {links} connections, {duplicates} duplicates"
+          f" {chaos.storms} storms, {chaos.restarts} broker restarts, {links} connections, {duplicates} duplicates,"
+          f" {resent} of them ours"
           )  # fmt: skip
     assert arrived == sorted(arrived), "not in order"
     for number, group in groupby(arrived, key=lambda key: key[0]):
@@ -101,4 +103,5 @@ def test_in_chaos_nothing_is_lost_and_order_holds(mosquitto: Mosquitto, protocol
         assert chaos.returned[number] <= len(numbers) <= chaos.returned[number] + 1, f"round {number}"
     assert (stats.published, stats.acked) == (len(arrived), len(arrived)), "the ledger does not balance"
     assert (stats.dropped, stats.dead_lettered, stats.backlog_messages) == (0, 0, 0)
-    assert duplicates <= links * WINDOW
+    # A broker that restarts delivers again what its subscribers had not acknowledged: those are not the publisher's.
+    assert resent <= links * WINDOW

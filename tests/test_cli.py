@@ -44,14 +44,14 @@ def _start(*flags: object, **more: Any) -> subprocess.Popen[bytes]:
 def _run(*flags: object, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     with _start(*flags) as process:
         try:
-            out, err = process.communicate(data, timeout=60)
+            out, err = process.communicate(data, timeout=120)
         except BaseException:
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def _wait(is_true: Callable[[], object], timeout_s: float = 20.0) -> None:
+def _wait(is_true: Callable[[], object], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline_s, "waited in vain"
@@ -140,10 +140,11 @@ def test_version_is_the_packages() -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--help"], ["demo", "pub", "sub", "--version"]),
+        (["--help"], ["demo", "pub", "sub", "bench", "--version"]),
         (["pub", "--help"], ["--spool", "--timeout", "-h", "-l", "--cafile"]),
         (["sub", "--help"], ["-C", "-W", "-c", "-h", "-v", "--json"]),
         (["demo", "--help"], ["--seconds", "--rate", "--json"]),
+        (["bench", "--help"], ["--payload-bytes", "--durability", "--peers", "--list", "--results"]),
     ],
 )
 def test_help_names_the_flags(flags: list[str], named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +152,6 @@ def test_help_names_the_flags(flags: list[str], named: list[str], capsys: pytest
         main(flags)
     said = capsys.readouterr().out
     assert ended.value.code == 0 and all(name in said for name in named)
-    assert "bench" not in said
 
 
 # ---- pub
@@ -164,7 +164,7 @@ def test_lines_of_any_bytes_arrive_as_they_are(broker: Broker, tmp_path: Path) -
     with Collector(broker.port) as collector:
         done = _run("pub", "-p", broker.port, "-t", "a/b", "-l", "--spool", tmp_path / "spool", data=b"\n".join(lines))
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-        collector.wait_for(len(set(lines)), 20)
+        collector.wait_for(len(set(lines)), 60)
         assert collector.first_deliveries() == list(dict.fromkeys(lines))
         assert collector.duplicates == 0
 
@@ -176,9 +176,9 @@ def test_a_line_is_published_as_soon_as_it_is_read(rumqttd: Rumqttd, running: St
         for number in range(1, 4):
             process.stdin.write(b"line %d\n" % number)
             process.stdin.flush()
-            collector.wait_for(number, 20)
+            collector.wait_for(number, 60)
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_one_message_retained(mosquitto: Mosquitto) -> None:
@@ -205,7 +205,7 @@ def test_what_a_cut_link_leaves_is_sent_by_the_next_run(broker: Broker, tmp_path
         report = json.loads(done.stdout)
         assert (done.returncode, report["ok"], report["from_earlier_runs"]) == (0, True, 2_000)
         assert (report["published"], report["acknowledged"], report["unacknowledged"]) == (1_000, 3_000, 0)
-        collector.wait_for(3_000, 20)
+        collector.wait_for(3_000, 60)
         assert collector.first_deliveries() == lines
 
 
@@ -216,7 +216,7 @@ def test_the_next_run_needs_no_new_message(rumqttd: Rumqttd, tmp_path: Path) -> 
         assert _run(*flags, "--timeout", "0", data=b"one\ntwo\n").returncode == 1
         relay.restore()
         assert _run(*flags).returncode == 0
-        collector.wait_for(2, 20)
+        collector.wait_for(2, 60)
         assert collector.first_deliveries() == [b"one", b"two"]
 
 
@@ -227,7 +227,7 @@ def test_a_killed_run_loses_nothing(rumqttd: Rumqttd, tmp_path: Path, running: S
         assert process.stdin is not None
         process.stdin.write(b"acknowledged\n")
         process.stdin.flush()
-        collector.wait_for(1, 20)
+        collector.wait_for(1, 60)
         relay.cut()
         process.stdin.write(b"in the ring only\n")
         process.stdin.flush()
@@ -243,7 +243,7 @@ def test_a_killed_run_loses_nothing(rumqttd: Rumqttd, tmp_path: Path, running: S
         process.wait()
         relay.restore()
         assert _run(*flags).returncode == 0
-        collector.wait_for(2, 20)
+        collector.wait_for(2, 60)
         assert collector.first_deliveries() == [b"acknowledged", b"in the ring only"]
 
 
@@ -269,7 +269,7 @@ def test_a_signal_offline_ends_with_1_and_keeps_the_rest(
         assert b"Connection refused" in process.stderr.readline()  # it runs
         _wait(lambda: process.stdin is not None and _unread(process.stdin) == 0)
         process.send_signal(number)
-        assert process.wait(15) == 1
+        assert process.wait(60) == 1
         assert b"2 messages not acknowledged: kept in" in process.stderr.read()
 
 
@@ -279,9 +279,9 @@ def test_a_signal_with_everything_acknowledged_ends_with_0(rumqttd: Rumqttd, run
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(b"one\n")
         process.stdin.flush()
-        collector.wait_for(1, 20)
+        collector.wait_for(1, 60)
         process.send_signal(signal.SIGTERM)
-        assert (process.wait(15), process.stderr.read()) == (0, b"")
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
 
 
 def test_a_line_too_long_is_left_out_and_said_so(rumqttd: Rumqttd) -> None:
@@ -290,7 +290,7 @@ def test_a_line_too_long_is_left_out_and_said_so(rumqttd: Rumqttd) -> None:
         done = _run("pub", "-p", rumqttd.port, "-t", "a", "-l", data=b"\n".join(lines))
         assert done.returncode == 1
         assert done.stderr.count(b"left out: longer than 262,144 bytes") == 3
-        collector.wait_for(2, 20)
+        collector.wait_for(2, 60)
         assert collector.first_deliveries() == [b"before", b"after"]
 
 
@@ -317,7 +317,7 @@ def test_input_waits_while_memory_is_full(rumqttd: Rumqttd, running: Start) -> N
         relay.restore()
         assert process.wait(60) == 0
         feeder.join()
-        collector.wait_for(len(lines), 20)
+        collector.wait_for(len(lines), 60)
         assert collector.first_deliveries() == lines
 
 
@@ -328,16 +328,16 @@ def test_a_spool_in_use_is_refused(rumqttd: Rumqttd, tmp_path: Path, running: St
         assert first.stdin is not None
         first.stdin.write(b"mine\n")
         first.stdin.flush()
-        collector.wait_for(1, 20)
+        collector.wait_for(1, 60)
         done = _run(*flags)
         assert done.returncode == 1 and b"owns the spool" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_tls_by_cafile(need_mosquitto: None, tmp_path: Path, tls_files: TlsFiles) -> None:
     with Mosquitto(tmp_path / "broker", tls=tls_files, require_certificate=True) as broker:
-        flags = ("pub", "-h", "localhost", "-p", broker.tls_port, "-t", "a", "-m", "x", "--timeout", "2")
+        flags = ("pub", "-h", "localhost", "-p", broker.tls_port, "-t", "a", "-m", "x", "--timeout", "4")
         mine = ("--cert", tls_files.client_cert, "--key", tls_files.client_key)
-        assert _run(*flags, "--cafile", tls_files.ca, *mine, "--timeout", "20").returncode == 0
+        assert _run(*flags, "--cafile", tls_files.ca, *mine, "--timeout", "60").returncode == 0
         done = _run(*flags, "--cafile", tls_files.foreign_ca, *mine)
         assert done.returncode == 1 and b"certificate" in done.stderr
 
@@ -346,7 +346,7 @@ def test_user_and_password(need_mosquitto: None, tmp_path: Path) -> None:
     with Mosquitto(tmp_path / "broker", users={"gateway": "open sesame"}) as broker:
         flags = ("pub", "-p", broker.port, "-t", "a", "-m", "x", "-u", "gateway")
         assert _run(*flags, "-P", "open sesame").returncode == 0
-        done = _run(*flags, "-P", "wrong word", "--timeout", "1")
+        done = _run(*flags, "-P", "wrong word", "--timeout", "3")
         assert done.returncode == 1
         assert b"refused" in done.stderr and b"wrong word" not in done.stderr
 
@@ -424,7 +424,7 @@ def test_a_signal_ends_sub_with_0(rumqttd: Rumqttd, running: Start, number: sign
     process = running("sub", "-p", rumqttd.port, "-t", "a")
     _subscribed(rumqttd, process, "a")
     process.send_signal(number)
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
     assert process.stderr is not None and process.stderr.read() == b""
 
 
@@ -434,13 +434,16 @@ def test_a_time_limit_ends_sub(rumqttd: Rumqttd) -> None:
     assert done.returncode == 1 and b"only 0 messages of 3 came in time" in done.stderr
 
 
-def test_a_count_ends_sub_and_a_kept_session_has_the_rest(mosquitto: Mosquitto) -> None:
+def test_a_count_ends_sub_and_a_kept_session_has_the_rest(mosquitto: Mosquitto, running: Start) -> None:
     flags = ("sub", "-p", mosquitto.port, "-i", "reader", "-c", "-t", "a")
-    assert _run(*flags, "-W", "1").returncode == 0
+    process = running(*flags)
+    _subscribed(mosquitto, process, "a")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
     _send(mosquitto, "a", *(b"%d" % number for number in range(50)))
-    first = _run(*flags, "-C", "20", "-W", "30")
+    first = _run(*flags, "-C", "20", "-W", "60")
     assert (first.returncode, first.stdout.split(), first.stderr) == (0, [b"%d" % number for number in range(20)], b"")
-    rest = _run(*flags, "-C", "30", "-W", "30")
+    rest = _run(*flags, "-C", "30", "-W", "60")
     assert (rest.returncode, rest.stdout.split()) == (0, [b"%d" % number for number in range(20, 50)])
 
 
@@ -451,8 +454,8 @@ def test_a_reader_that_goes_ends_sub_quietly_and_loses_nothing(mosquitto: Mosqui
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     _send(mosquitto, "a", b"unread", b"and this")
-    assert (process.wait(20), process.stderr.read()) == (0, b"")
-    again = _run(*flags, "-C", "2", "-W", "30")
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
+    again = _run(*flags, "-C", "2", "-W", "60")
     assert (again.returncode, again.stdout) == (0, b"unread\nand this\n")
 
 
@@ -471,4 +474,4 @@ def test_a_slow_reader_does_not_keep_sub_from_ending(rumqttd: Rumqttd, running: 
     _send(rumqttd, "a", *[b"x" * 60_000] * 5)  # more than a pipe holds, and nobody reads
     _wait(lambda: process.stdout is not None and _unread(process.stdout) >= 60_000)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0

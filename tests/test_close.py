@@ -59,7 +59,7 @@ def test_the_last_acknowledgement_is_not_waited_behind() -> None:
             client.wait_subscribed(LIMIT)
             subscriber = client._subscriber
             # As when the last handler has just returned; the thread finds it only when it is told to end.
-            subscriber._acks.append((subscriber._generation, 7))
+            subscriber._acks.append(7)
             stopping = threading.Thread(target=subscriber.stop, args=(60.0,))
             stopping.start()
             assert script.wait(Puback)[0].packet_id == 7

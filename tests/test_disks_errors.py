@@ -31,7 +31,7 @@ ERRORS = [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT]
 IN_MEMORY = RING_HOLDS - 10
 MORE = RING_HOLDS + SEGMENT_HOLDS + 50  # more than memory takes, and a file that has its room already
 POWER: dict[str, Any] = {"durability": "power", "sync_interval": 0.05}
-SLACK_S = 5.0  # of a loaded machine
+SLACK_S = 30.0  # of a loaded machine
 
 # Publishes before there is a link, so that all of it is still there.
 CLIENT = """

@@ -4,17 +4,49 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from cloudpubsub._dispatcher import Call, CallEach, Deliver, Dispatcher, Outcome
+from cloudpubsub._dispatcher import Call, CallEach, Deliver, Dispatcher, Handler, Outcome
 from cloudpubsub._errors import WrongThreadError
 from cloudpubsub._message import Drop, Message
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 MESSAGE = Message("a/b", b"x")
 Make = Callable[..., Dispatcher]
+
+
+class One(Deliver):
+    """A single message; `done(self)` is called when it has ended."""
+
+    def __init__(self, message: Message, handlers: Sequence[Handler], done: Callable[[One], object]) -> None:
+        super().__init__([(message, 0)], 1)
+        self.message, self.handlers, self.done = message, handlers, done
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+
+    def handlers_of(self, message: Message, packet_id: int) -> Sequence[Handler]:
+        return self.handlers
+
+    def ended(self, message: Message, packet_id: int, outcome: Outcome, error: BaseException | None) -> None:
+        self.outcome, self.error = outcome, error
+        self.done(self)
+
+
+class Batch(Deliver):
+    """Messages 0, 1, … (their packet ids too) for one handler; of some nobody may know the handlers."""
+
+    def __init__(self, count: int, handler: Handler, unwanted: int | None = None) -> None:
+        super().__init__([(Message(f"a/{number}", b""), number) for number in range(count)], count)
+        self.handler, self.unwanted = handler, unwanted
+        self.ends: list[tuple[int, Outcome]] = []
+
+    def handlers_of(self, message: Message, packet_id: int) -> Sequence[Handler] | None:
+        return None if packet_id == self.unwanted else [self.handler]
+
+    def ended(self, message: Message, packet_id: int, outcome: Outcome, error: BaseException | None) -> None:
+        self.ends.append((packet_id, outcome))
 
 
 @pytest.fixture
@@ -53,10 +85,10 @@ def test_items_run_in_order_on_one_thread(make: Make) -> None:
     for number in range(100):
         assert dispatcher.put(Call(note, number))
     assert dispatcher.put(CallEach(note, range(100, 103)))
-    assert dispatcher.put(Deliver(MESSAGE, [note], note))
+    assert dispatcher.put(One(MESSAGE, [note], note))
     assert dispatcher.wait_idle(DEADLINE_S)
     assert seen[:104] == [*range(103), MESSAGE]
-    assert isinstance(seen[104], Deliver)
+    assert isinstance(seen[104], One)
     assert len(threads) == 1
     assert not dispatcher.is_current_thread()
 
@@ -70,7 +102,7 @@ def test_no_exception_ends_the_thread(make: Make, kind: type[BaseException]) -> 
 
     dispatcher.put(Call(bad))
     dispatcher.put(CallEach(bad, [1, 2]))
-    dispatcher.put(Deliver(MESSAGE, [bad], bad))
+    dispatcher.put(One(MESSAGE, [bad], bad))
     dispatcher.put(Call(seen.append, 1))
     assert dispatcher.wait_idle(DEADLINE_S)
     assert seen == [1]
@@ -95,14 +127,14 @@ def test_exceptions_are_logged_once_with_their_traceback(make: Make, caplog: pyt
 
 @pytest.mark.parametrize(("failures", "outcome"), [(0, Outcome.DONE), (3, Outcome.DONE), (4, Outcome.FAILED)])
 def test_a_handler_is_tried_again_so_many_times(make: Make, failures: int, outcome: Outcome) -> None:
-    dispatcher, calls, good, done = make(handler_retries=3), list[int](), list[Message](), list[Deliver]()
+    dispatcher, calls, good, done = make(handler_retries=3), list[int](), list[Message](), list[One]()
 
     def flaky(message: Message) -> None:
         calls.append(1)
         if len(calls) <= failures:
             raise ValueError(len(calls))
 
-    dispatcher.put(Deliver(MESSAGE, [flaky, good.append], done.append))
+    dispatcher.put(One(MESSAGE, [flaky, good.append], done.append))
     assert dispatcher.wait_idle(DEADLINE_S)
     assert [item.outcome for item in done] == [outcome]
     assert len(calls) == min(failures + 1, 4)
@@ -117,7 +149,7 @@ def test_nothing_waits_after_the_last_try(make: Make) -> None:
     def bad(message: Message) -> None:
         raise ValueError
 
-    dispatcher.put(Deliver(MESSAGE, [bad], lambda item: done.append(item.outcome)))
+    dispatcher.put(One(MESSAGE, [bad], lambda item: done.append(item.outcome)))
     assert dispatcher.wait_idle(DEADLINE_S)
     assert done == [Outcome.FAILED]
 
@@ -138,14 +170,14 @@ def test_waiting_for_idle_ends_when_a_stop_ran_out_of_time(make: Make) -> None:
 def test_a_message_without_handlers_is_done_in_its_turn(make: Make) -> None:
     dispatcher, done = make(handler_retries=2), list[tuple[str, Outcome]]()
 
-    def note(item: Deliver) -> None:
+    def note(item: One) -> None:
         done.append((item.message.topic, item.outcome))
 
     def bad(message: Message) -> None:
         raise ValueError
 
-    dispatcher.put(Deliver(Message("first", b""), [bad], note))
-    dispatcher.put(Deliver(Message("second", b""), [], note))
+    dispatcher.put(One(Message("first", b""), [bad], note))
+    dispatcher.put(One(Message("second", b""), [], note))
     assert dispatcher.wait_idle(DEADLINE_S)
     assert done == [("first", Outcome.FAILED), ("second", Outcome.DONE)]
 
@@ -156,11 +188,11 @@ def test_a_full_queue_refuses_and_says_when_there_is_room(make: Make) -> None:
     dispatcher.put(Call(gate))
     assert gate.entered.wait(DEADLINE_S)
     assert [dispatcher.put(Call(int)) for _ in range(6)] == [True] * 4 + [False] * 2
-    assert not dispatcher.has_room()
+    assert dispatcher.room() == 0
     assert not room.is_set()
     gate.opened.set()
     assert room.wait(DEADLINE_S)
-    assert dispatcher.has_room()
+    assert dispatcher.room() > 0
 
 
 def test_a_batch_counts_as_many(make: Make) -> None:
@@ -223,6 +255,35 @@ def test_waiting_and_stopping_on_the_dispatcher_thread_is_an_error(make: Make) -
     assert kinds == [WrongThreadError] * 2
 
 
+def test_each_message_of_a_batch_ends_as_it_deserves(make: Make) -> None:
+    dispatcher, seen = make(handler_retries=1), list[str]()
+
+    def handle(message: Message) -> None:
+        seen.append(message.topic)
+        if message.topic == "a/1" or (message.topic == "a/2" and seen.count("a/2") == 1):
+            raise ValueError
+
+    batch = Batch(5, handle, unwanted=3)
+    assert dispatcher.put(batch)
+    assert dispatcher.wait_idle(DEADLINE_S)
+    assert seen == ["a/0", "a/1", "a/1", "a/2", "a/2", "a/4"]
+    done, failed, abandoned = Outcome.DONE, Outcome.FAILED, Outcome.ABANDONED
+    assert batch.ends == [(0, done), (1, failed), (2, done), (3, abandoned), (4, done)]
+    assert dispatcher.handler_errors == 3
+
+
+def test_the_end_of_deliveries_comes_between_two_messages_of_a_batch(make: Make) -> None:
+    dispatcher, gate = make(), Gate()
+    batch = Batch(3, gate)
+    dispatcher.put(batch)
+    assert gate.entered.wait(DEADLINE_S)
+    assert not dispatcher.end_deliveries(0.01)
+    gate.opened.set()
+    assert dispatcher.end_deliveries(DEADLINE_S)
+    assert dispatcher.wait_idle(DEADLINE_S)
+    assert batch.ends == [(0, Outcome.DONE), (1, Outcome.ABANDONED), (2, Outcome.ABANDONED)]
+
+
 def test_stop_interrupts_a_retry_and_abandons_the_rest(make: Make) -> None:
     dispatcher = make(handler_retries=5, retry_delay_s=60.0)
     failed, done, called = threading.Event(), list[Outcome](), list[object]()
@@ -232,7 +293,7 @@ def test_stop_interrupts_a_retry_and_abandons_the_rest(make: Make) -> None:
         raise ValueError
 
     for _ in range(3):
-        dispatcher.put(Deliver(MESSAGE, [bad], lambda item: done.append(item.outcome)))
+        dispatcher.put(One(MESSAGE, [bad], lambda item: done.append(item.outcome)))
     dispatcher.put(Call(called.append, 1))
     assert failed.wait(DEADLINE_S)
     started = time.monotonic()
@@ -242,14 +303,14 @@ def test_stop_interrupts_a_retry_and_abandons_the_rest(make: Make) -> None:
     assert dispatcher.handler_errors == 1
     assert called == [1]
     assert not dispatcher.put(Call(called.append, 2))
-    assert not dispatcher.has_room()
+    assert dispatcher.room() == 0
 
 
 def test_stop_returns_in_time_although_a_handler_does_not(make: Make) -> None:
     gate, done, called = Gate(), list[Outcome](), list[object]()
     dispatcher = make()
-    dispatcher.put(Deliver(MESSAGE, [gate], lambda item: done.append(item.outcome)))
-    dispatcher.put(Deliver(MESSAGE, [called.append], lambda item: done.append(item.outcome)))
+    dispatcher.put(One(MESSAGE, [gate], lambda item: done.append(item.outcome)))
+    dispatcher.put(One(MESSAGE, [called.append], lambda item: done.append(item.outcome)))
     dispatcher.put(Call(called.append, 1))
     assert gate.entered.wait(DEADLINE_S)
     assert not dispatcher.stop(0.05)
@@ -276,7 +337,7 @@ def test_stop_wakes_a_waiting_put(make: Make) -> None:
 
 def test_stop_before_start_abandons_what_was_put() -> None:
     dispatcher, done = Dispatcher(), list[Outcome]()
-    dispatcher.put(Deliver(MESSAGE, [], lambda item: done.append(item.outcome)))
+    dispatcher.put(One(MESSAGE, [], lambda item: done.append(item.outcome)))
     assert dispatcher.stop()
     dispatcher.start()
     assert done == [Outcome.ABANDONED]
@@ -302,7 +363,7 @@ def test_no_lock_is_held_while_a_callback_runs(make: Make) -> None:
 
     def use_it_from_another_thread() -> None:
         def use() -> None:
-            results.append(dispatcher.has_room())
+            results.append(dispatcher.room() == 1_000)
             results.append(dispatcher.put(Call(int)))
 
         thread = threading.Thread(target=use)

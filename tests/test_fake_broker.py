@@ -37,7 +37,7 @@ from tests.packets import (
 )
 from tests.script import HANG_UP, WITHHOLD, Cut, Event, Reply, Script, first_of, in_reverse, refuse, withhold
 
-LIMIT = 10.0
+LIMIT = 60.0
 VERSIONS = (4, 5)
 new_properties: Any = Properties  # without types
 

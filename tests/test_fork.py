@@ -137,9 +137,9 @@ for line in sys.stdin:
         for number in range(*map(int, rest.split())):
             position = client.publish("numbers", b"%d" % number)
     elif order == "sync":
-        client.wait_synced(position, 20)
+        client.wait_synced(position, 60)
     elif order == "flush":
-        answer = client.flush(20)
+        answer = client.flush(60)
     elif order == "fork":
         if os.fork() == 0:
             print(os.getpid(), flush=True)

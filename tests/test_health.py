@@ -44,6 +44,7 @@ def test_a_handler_that_hangs_is_told(tmp_path: Path) -> None:
         assert hangs.wait(LIMIT)
         until(lambda: not client.health(stuck_after=0.01).ok)
         assert "handler or callback runs for" in client.health(stuck_after=0.01).problems[0]
+        assert client.health(stuck_after=0.01).needs_restart
         go_on.set()
         until(lambda: client.health(stuck_after=10).ok)
 
@@ -51,7 +52,9 @@ def test_a_handler_that_hangs_is_told(tmp_path: Path) -> None:
 def test_a_refused_connection_is_told(tmp_path: Path) -> None:
     with FakeBroker(Script(connack=Connack(5))) as broker, client_to(broker.port, tmp_path) as client:
         until(lambda: client.health().problems)
-        assert client.health().problems[0].startswith("publish connection: refused: refused: not authorised")
+        health = client.health()
+        assert health.problems[0].startswith("publish connection: refused: refused: not authorised")
+        assert not health.ok and not health.needs_restart
 
 
 def test_a_thread_that_is_stuck_is_told(tmp_path: Path) -> None:

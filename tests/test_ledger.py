@@ -124,5 +124,5 @@ def test_what_is_kept_is_read_by_a_process_that_never_saw_it(tmp_path: Path) -> 
         lose_often(spool, 2)
         dropped = spool.stats()["dropped"]
     command = [sys.executable, "-m", "cloudpubsub", "inspect", str(tmp_path / "spool")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     assert f"{dropped:,} messages" in said and "oldest dropped" in said

@@ -359,7 +359,7 @@ def test_a_client_that_is_never_started_reports_its_drops_when_it_closes() -> No
     client = client_to(NOBODY, None, ring_bytes=64 * KIB, on_drop=drops)
     positions = flood(client)
     dropped = client.stats().dropped
-    assert client.close(5) == FLOOD - dropped
+    assert client.close(LIMIT) == FLOOD - dropped
     assert gone(positions, drops.first) == list(range(dropped)) and dropped
 
 
@@ -403,7 +403,7 @@ def test_without_a_link_nothing_is_in_flight(tmp_path: Path) -> None:
         until(lambda: client.stats().inflight == WINDOW)
         broker.close()
         until(lambda: not client.stats().connected)
-        until(lambda: client.stats().inflight == 0, 5)
+        until(lambda: client.stats().inflight == 0)
         assert check_ledger(client.stats()).backlog_messages == WINDOW
 
 

@@ -114,7 +114,7 @@ class Run:
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory that is on a disk, and empty of everything afterwards."""
     base = tmp_path_factory.mktemp("memory")
-    kind = subprocess.run(["stat", "-f", "-c", "%T", base], check=True, capture_output=True, text=True, timeout=10)
+    kind = subprocess.run(["stat", "-f", "-c", "%T", base], check=True, capture_output=True, text=True, timeout=60)
     in_memory = kind.stdout.strip() in ("tmpfs", "ramfs")
     directory = Path(tempfile.mkdtemp(prefix="cloudpubsub-", dir="/var/tmp" if in_memory else base))
     try:

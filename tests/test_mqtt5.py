@@ -202,7 +202,7 @@ def test_the_subscriber_says_how_much_it_takes_and_how_long_its_session_lives() 
         with client_to(broker.port, None, **settings, **FIVE) as client:
             client.subscribe("a", print)
             client.wait_subscribed(LIMIT)
-        connects = {packet.client_id: packet for packet in script.wait(Connect, 2)}
+            connects = {packet.client_id: packet for packet in script.wait(Connect, 2)}
         publish, subscribe = connects["c"], connects["c-sub"]
     assert publish.clean and "session_expiry" not in publish.properties
     assert not subscribe.clean

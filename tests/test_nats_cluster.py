@@ -17,7 +17,7 @@ from tests.more_brokers import Nats, nats_cluster
 from tests.publishing import LIMIT, client_to, number_of, until
 from tests.test_publish_broker_restart import publishing
 
-pytestmark = [pytest.mark.usefixtures("need_nats"), pytest.mark.slow_brokers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("need_nats"), pytest.mark.slow_brokers, pytest.mark.timeout(600)]
 
 COUNT = 4_000
 ELECTION = 60.0  # a cluster that has lost a node, or has just been started, elects for seconds

@@ -88,9 +88,9 @@ def test_a_slow_link_with_a_full_window_makes_progress_and_is_never_given_up(bro
     with FaultRelay(broker.port, Faults(up=Harm(rate=200_000))) as relay:
         # What the peer's TCP would take at once, it takes no faster than the link is.
         relay._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with client_to(relay.port, tmp_path, ack_timeout=0.5) as client:
-            for _ in range(4):
-                client.publish("a", bytes(200_000))
+        with client_to(relay.port, tmp_path, ack_timeout=1.5, max_payload_bytes=400_000) as client:
+            for _ in range(3):
+                client.publish("a", bytes(400_000))
             assert client.flush(LIMIT) == 0
             assert client.stats().connects == 1
 
@@ -102,9 +102,9 @@ def test_a_broker_that_swallows_one_acknowledgement_is_left_and_the_message_sent
         return b"" if isinstance(event.packet, Publish) and event.number == 3 else None
 
     script = Script(swallow)
-    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, ack_timeout=0.3) as client:
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, ack_timeout=1.5) as client:
         positions = publish_numbers(client, range(5))
-        until(lambda: client.stats().connects == 2 or publish_numbers(client, [9]))
+        until(lambda: client.stats().connects >= 2 or publish_numbers(client, [9]))
         client.wait(positions[2], LIMIT)
         assert client.flush(LIMIT) == 0
         assert "no acknowledgement" in client.stats().last_error

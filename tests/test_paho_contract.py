@@ -247,7 +247,7 @@ def test_tls_is_shaken_hands_by_the_socket_class_of_the_context(tls_files: TlsFi
         client.reconnect()
         assert isinstance(client.created[0], Shaking) and client.socket() is client.created[0]
         client.loop_write()
-        thread.join(10)
+        thread.join(60)
         client.close()
     assert packets.parse_all(got[0], 4) == [Connect("x", version=4)]
     assert calls == [False]
@@ -323,7 +323,7 @@ def test_nothing_is_written_by_the_thread_that_asks(version: MQTTProtocolVersion
         thread_result: list[Any] = []
         thread = threading.Thread(target=lambda call=call, args=arguments, to=thread_result: to.append(call(*args)))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         mids.append(thread_result[0])
         assert client.want_write()
         assert client.line.sizes[1:] == [], "written at once"  # the first was CONNECT
@@ -515,4 +515,4 @@ def test_the_wrapper_of_a_websocket_keeps_the_real_socket() -> None:
         real.settimeout(10)
         assert real.recv(100) == b"first frame"
         client.close()
-        thread.join(10)
+        thread.join(60)

@@ -55,7 +55,7 @@ def oldest() -> tuple[str, Path]:
         return version, target
     partly = target.with_name(f"{target.name}.{os.getpid()}")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(partly), f"paho-mqtt=={version}"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     if run.returncode:
         shutil.rmtree(partly, ignore_errors=True)
         if _NO_NETWORK.search(run.stderr) and not in_ci():
@@ -83,7 +83,7 @@ def test_the_oldest_paho_will_do(oldest: tuple[str, Path]) -> None:
         env={**os.environ, "PYTHONPATH": str(directory), "CLOUDPUBSUB_PAHO": version},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-2_000:]

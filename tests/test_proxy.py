@@ -125,7 +125,7 @@ def test_a_proxy_that_trickles_ends_in_time_and_leaves_no_thread(kind: str) -> N
     def serve(connection: Connection) -> None:
         try:
             connection.send(first)
-            while True:  # the address behind a SOCKS answer may have 255 bytes, so this goes on for longer than LIMIT
+            while True:  # the address behind a SOCKS answer may have 255 bytes, so this goes on for twenty seconds
                 threading.Event().wait(0.09)
                 connection.send(b"\x00")
         finally:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cloudpubsub
-from cloudpubsub.demo.relay import Relay
-from tests.brokers import Broker, Mosquitto, Rumqttd
+from tests.brokers import Broker, Mosquitto
 from tests.collector import Collector
 from tests.publishing import LIMIT, client_to, number_of, publish_numbers, until
 
@@ -42,36 +41,6 @@ def test_mosquitto_restarts_in_mid_stream(mosquitto: Mosquitto, tmp_path: Path) 
         collector.wait_for(COUNT, LIMIT)
         assert collector.first_deliveries() == list(range(COUNT))
         assert client.stats().reconnects >= 2
-
-
-def forgetful_broker_goes_away(broker: Broker, tmp_path: Path, *, kill: bool) -> None:
-    """It forgets what it had not delivered and who had subscribed: the collector must be back before the client."""
-    with Relay(broker.port) as relay, Collector(broker.port, key=number_of) as collector:
-        client = client_to(relay.port, tmp_path / "spool", max_inflight=500)
-        with client:
-            publish_numbers(client, range(1_000))
-            assert client.flush(LIMIT) == 0
-            collector.wait_for(1_000, LIMIT)
-            relay.cut()
-            publish_numbers(client, range(1_000, 2_000))
-            broker.kill() if kill else broker.stop()
-            publish_numbers(client, range(2_000, 3_000))
-            before = collector.connects
-            broker.start()
-            until(lambda: collector.connects > before)
-            collector.wait_subscribed(LIMIT)
-            relay.restore()
-            assert client.flush(LIMIT) == 0
-        collector.wait_for(3_000, LIMIT)
-        assert collector.first_deliveries() == list(range(3_000))
-
-
-def test_rumqttd_restarts(rumqttd: Rumqttd, tmp_path: Path) -> None:
-    forgetful_broker_goes_away(rumqttd, tmp_path, kill=False)
-
-
-def test_a_killed_broker_is_found_again(broker: Broker, tmp_path: Path) -> None:
-    forgetful_broker_goes_away(broker, tmp_path, kill=True)
 
 
 def test_what_a_killed_broker_had_not_acknowledged_is_sent_again(mosquitto: Mosquitto, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def live_and_die(publisher: Publisher, relay: Relay, broker: Broker, chance: ran
         relay.restore()
 
 
-@pytest.mark.timeout(120 + 10 * TIMES)
+@pytest.mark.timeout(300 + 10 * TIMES)
 @pytest.mark.parametrize("durability", ["process", "power", "memory"])
 def test_kill_9_loses_nothing_that_was_promised(broker: Broker, durability: str, tmp_path: Path) -> None:
     seed = time.time_ns() & 0xFFFF
@@ -79,7 +79,7 @@ def test_kill_9_loses_nothing_that_was_promised(broker: Broker, durability: str,
                 stats = client.stats()
                 if durability == "memory":
                     client.publish("rounds", b"%d:0" % ROUNDS)  # when it arrives, everything before it has
-                    client.flush(30)
+                    client.flush(60)
                     until(lambda: (ROUNDS, 0) in collector.arrivals())
                 else:
                     collector.wait_for(sum(returned), 60)

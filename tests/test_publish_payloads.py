@@ -20,17 +20,6 @@ def topic_and_payload(topic: str, payload: bytes) -> tuple[str, bytes]:
     return topic, payload
 
 
-def test_payloads_from_nothing_to_the_limit_arrive_unchanged(broker: Broker, tmp_path: Path) -> None:
-    payloads = [bytes([size & 0xFF]) * size for size in (0, 1, 2, 127, 128, 4095, 4096, 4097, MAX - 1, MAX)]
-    with Collector(broker.port, key=topic_and_payload) as collector:
-        with client_to(broker.port, tmp_path / "spool", max_payload_bytes=MAX) as client:
-            for payload in payloads:
-                client.publish(f"size/{len(payload)}", payload)
-            assert client.flush(LIMIT) == 0
-        collector.wait_for(len(payloads), LIMIT)
-        assert collector.arrivals() == [(f"size/{len(payload)}", payload) for payload in payloads]
-
-
 def test_a_payload_larger_than_the_socket_takes_at_once_arrives(mosquitto: Broker, tmp_path: Path) -> None:
     payloads = [bytes([number]) * 8_000_000 for number in range(3)]
     with Collector(mosquitto.port) as collector:

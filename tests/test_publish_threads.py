@@ -57,5 +57,6 @@ def test_arrival_is_in_the_order_of_positions_over_all_threads(mosquitto: Broker
                 thread.start()
             for thread in threads:
                 thread.join(LIMIT)
+            assert client.flush(LIMIT) == 0
         collector.wait_for(THREADS * 1_000, LIMIT)
         assert collector.arrivals() == [keys[position] for position in sorted(keys)]

@@ -102,8 +102,9 @@ def test_a_refusal_that_empties_a_full_window_does_not_wait_for_a_ping(tmp_path:
     with client_to(1, tmp_path) as client:
         publish_numbers(client, range(20))
     script = Script(instead, connack=Connack(properties={"receive_maximum": 5}))
-    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, protocol="5") as client:
-        assert client.flush(5) == 0
+    settings: dict[str, Any] = {"protocol": "5", "keep_alive": 3600}  # half of that until the ping
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, **settings) as client:
+        assert client.flush(LIMIT) == 0
         assert client.stats().connects == 1
 
 
@@ -141,7 +142,7 @@ def test_the_dead_stay_dead_after_a_reconnect_behind_a_gap(tmp_path: Path) -> No
         return None
 
     script = Script(instead)
-    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, protocol="5", ack_timeout=0.3) as client:
+    with FakeBroker(script) as broker, client_to(broker.port, tmp_path, protocol="5", ack_timeout=2.0) as client:
         publish_numbers(client, range(3))
         assert client.flush(LIMIT) == 1
         stats = client.stats()
@@ -232,9 +233,9 @@ def test_the_time_that_a_slow_callback_takes_is_no_silence_of_the_broker(callbac
         return Puback(event.packet.packet_id, NOT_AUTHORISED) if is_odd else None
 
     def slowly(*_: object) -> None:
-        time.sleep(50 / count / 30)
+        time.sleep(100 / count / 30)
 
-    settings: dict[str, Any] = {"protocol": "5", "handler_queue": 5, "ack_timeout": 0.2, callback: slowly}
+    settings: dict[str, Any] = {"protocol": "5", "handler_queue": 5, "ack_timeout": 1.0, callback: slowly}
     with FakeBroker(Script(refuse_odd)) as broker, client_to(broker.port, tmp_path, **settings) as client:
         publish_numbers(client, range(count))
         client.flush(LIMIT)

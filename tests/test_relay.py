@@ -13,7 +13,7 @@ import pytest
 
 from cloudpubsub.demo.relay import Relay
 
-LIMIT = 10.0  # seconds that nothing here may take
+LIMIT = 60.0  # seconds that nothing here may take
 
 
 class Echo:
@@ -184,8 +184,8 @@ def test_rate_limits_and_lifting_it_frees(relay: Relay) -> None:
         assert 0.35 < took < LIMIT, "50,000 bytes at 100,000 a second, both directions overlapping"
         relay.set_rate(None)
         begin = time.monotonic()
-        round_trip(peer, bytes(100_000))
-        assert time.monotonic() - begin < took * 2, "twice the bytes, far less time"
+        round_trip(peer, bytes(10_000_000))
+        assert time.monotonic() - begin < LIMIT < 100, "at that rate they would take a hundred seconds"
 
 
 def test_memory_is_bounded_by_back_pressure() -> None:

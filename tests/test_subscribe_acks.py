@@ -7,24 +7,8 @@ from pathlib import Path
 
 from cloudpubsub import Client, Message
 from tests.brokers import Mosquitto
-from tests.making import DEADLINE_S, Child, Gate, Inbox, eventually, receiver, send, url
+from tests.making import DEADLINE_S, Gate, Inbox, eventually, receiver, send, url
 from tests.peer import PUBACK, Peer
-
-HANGS = """
-import sys, threading, cloudpubsub
-client = cloudpubsub.Client(sys.argv[1], client_id="receiver")
-
-def handler(message):
-    print(message.payload.decode(), flush=True)
-    if message.payload == b"2":
-        threading.Event().wait()
-
-client.subscribe("t", handler)
-client.start()
-client.wait_subscribed()
-print("ready", flush=True)
-threading.Event().wait()
-"""
 
 
 def connect(peer: Peer, handler: object, **settings: object) -> Client:
@@ -34,20 +18,6 @@ def connect(peer: Peer, handler: object, **settings: object) -> Client:
     client.wait_subscribed(DEADLINE_S)
     eventually(lambda: client.stats().connects == 2)
     return client
-
-
-def test_a_message_whose_handler_was_killed_is_delivered_again(mosquitto: Mosquitto) -> None:
-    with Child(HANGS, url(mosquitto.port)) as child:
-        assert child.line() == "ready"
-        send(mosquitto, [("t", b"1"), ("t", b"2"), ("t", b"3")])
-        assert [child.line(), child.line()] == ["1", "2"]
-        child.kill()
-    inbox = Inbox()
-    with receiver(mosquitto, ("t", inbox)):
-        inbox.wait(2)
-    # The first was acknowledged, or it is repeated if the kill came before its acknowledgement was out.
-    assert inbox.payloads[-2:] == [b"2", b"3"]
-    assert inbox.payloads[:-2] in ([], [b"1"])
 
 
 def test_no_acknowledgement_leaves_while_the_handler_runs() -> None:

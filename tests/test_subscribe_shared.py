@@ -23,7 +23,7 @@ port, client_id = sys.argv[1:]
 client = cloudpubsub.Client(f"mqtt://127.0.0.1:{port}", client_id=client_id, handler_queue=20)
 client.subscribe("$share/group/numbers", lambda message: os.write(1, message.payload + b"\\n"))
 with client:
-    client.wait_subscribed(20)
+    client.wait_subscribed(60)
     os.write(1, b"ready\\n")
     sys.stdin.read()
 """

@@ -268,7 +268,7 @@ class TestHandshake:
         with ours, theirs:
             yield ours, theirs
 
-    def shake(self, ours: socket.socket, deadline_s: float = 10.0) -> Handshake:
+    def shake(self, ours: socket.socket, deadline_s: float = 60.0) -> Handshake:
         """Read the answer as paho does."""
         handshake = Handshake(ours, time.monotonic() + deadline_s)
         line = b""

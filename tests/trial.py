@@ -147,7 +147,7 @@ class Trial:
         self.check()
         assert self.close() == 0
 
-    def close(self, timeout: float = 10.0) -> int:
+    def close(self, timeout: float = 60.0) -> int:
         return self.spool.close(timeout)
 
     def reopen(self) -> None:

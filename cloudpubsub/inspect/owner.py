@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 
-__all__ = ["is_owned", "owner_pid", "ring_of"]
+__all__ = ["is_listed", "is_owned", "owner_pid", "ring_of"]
 
 # 1: FLOCK  ADVISORY  WRITE 4711 fe:01:262148 0 EOF
 _LOCK = re.compile(r"\d+: FLOCK +ADVISORY +WRITE +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ")
@@ -14,6 +14,16 @@ _LOCK = re.compile(r"\d+: FLOCK +ADVISORY +WRITE +(\d+) +([0-9a-f]+):([0-9a-f]+)
 
 def owner_pid(directory: str) -> int | None:
     """The process that holds the lock, as the kernel lists it; None if nobody does or it cannot be told."""
+    return _listed(directory) or None
+
+
+def is_listed(directory: str) -> bool:
+    """Whether the kernel lists somebody who has the spool open.  Looks, and touches nothing."""
+    return _listed(directory) is not None
+
+
+def _listed(directory: str) -> int | None:
+    """The process that the kernel lists; 0: one outside our container."""
     try:
         facts = os.stat(os.path.join(directory, "lock"), follow_symlinks=False)
         with open("/proc/locks", encoding="ascii") as lines:
@@ -23,7 +33,7 @@ def owner_pid(directory: str) -> int | None:
                     continue
                 pid, major, minor, inode = int(found[1]), int(found[2], 16), int(found[3], 16), int(found[4])
                 if (os.makedev(major, minor), inode) == (facts.st_dev, facts.st_ino):
-                    return pid or None  # 0: a process outside our container
+                    return pid
     except (OSError, ValueError):
         pass
     return None
@@ -35,7 +45,7 @@ def is_owned(directory: str) -> bool | None:
     Looks at the kernel's list first.  Only a lock that is not there is tried, for an instant: an owner that opens the
     spool in that very instant would find it taken.
     """
-    if owner_pid(directory) is not None:
+    if is_listed(directory):
         return True
     try:
         fd = os.open(os.path.join(directory, "lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

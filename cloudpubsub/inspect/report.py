@@ -14,7 +14,7 @@ from cloudpubsub.inspect.ring import Ring
 from cloudpubsub.inspect.segment import open_to_read
 from cloudpubsub.inspect.spool import LogFile, SpoolDirectory
 
-__all__ = ["report"]
+__all__ = ["counters_of", "losses_of", "report", "ring_facts"]
 
 _LINE_BYTES_MAX = 4 << 20
 _REASONS_MAX = 100
@@ -43,12 +43,12 @@ def report(spool: SpoolDirectory) -> dict[str, Any]:
     if ring is not None:
         try:
             (produced, settled), ledger = ring.state(), ring.ledger()
-            document["ring"] = _ring(ring, produced, settled)
+            document["ring"] = ring_facts(ring, produced, settled)
         finally:
             ring.close()
     if produced is not None and settled is not None and ledger is not None:
-        document["counters"] = {"from": "meta" if ring is None else "ring", **_counters(produced, settled)}
-        document["losses"] = _losses(ledger)
+        document["counters"] = {"from": "meta" if ring is None else "ring", **counters_of(produced, settled)}
+        document["losses"] = losses_of(ledger)
     segments = [_segment(file) for file in files]
     document["segments"] = segments
     document["segment_bytes"] = sum(segment["file_bytes"] for segment in segments)
@@ -68,19 +68,19 @@ def _meta(meta: Meta) -> dict[str, Any]:
     }
 
 
-def _ring(ring: Ring, produced: Produced, settled: Settled) -> dict[str, Any]:
+def ring_facts(ring: Ring, produced: Produced, settled: Settled) -> dict[str, Any]:
     low = max(settled.head, settled.spilled)
     return {
         "path": ring.path,
         "bytes": ring.ring_bytes,
-        "used_bytes": max(0, produced.published - low),
+        "used_bytes": min(max(0, produced.published - low), ring.ring_bytes),  # they are not of the same instant
         "writer_pid": ring.writer_pid,
         "first": low,
         "end": produced.published,
     }
 
 
-def _counters(produced: Produced, settled: Settled) -> dict[str, Any]:
+def counters_of(produced: Produced, settled: Settled) -> dict[str, Any]:
     """Names as in the statistics of a client: refused messages count as dropped too."""
     messages, size = backlog(produced, settled)
     return {
@@ -104,7 +104,7 @@ def _counters(produced: Produced, settled: Settled) -> dict[str, Any]:
     }
 
 
-def _losses(ledger: Ledger) -> dict[str, Any]:
+def losses_of(ledger: Ledger) -> dict[str, Any]:
     return {
         "by_reason": [
             {"reason": reason_name(code), "messages": messages, "bytes": size}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cloudpubsub._spool import shared_slot
 from cloudpubsub.inspect.layout import (
     ALIGN,
     LEDGER_WORDS,
@@ -29,13 +30,15 @@ from cloudpubsub.inspect.layout import (
 )
 from cloudpubsub.inspect.segment import Damage, Record, open_to_read, read_at
 
-__all__ = ["Ring", "RingState", "clocks_ms", "ring_name"]
+__all__ = ["Outlook", "Ring", "RingState", "boot_id", "clocks_ms", "ring_name"]
 
 _MAGIC = b"CPSRING1"
 _VERSION = 2
 _PAGE = struct.Struct("=8sII16s16sQQQ")
 _PAGE_BYTES = 8192  # rounded up to whole pages of the machine
-_AT_PRODUCED, _AT_SETTLED, _AT_LEDGER = 128, 256, 512
+_AT_PRODUCED, _AT_SETTLED, _AT_LEDGER, _AT_OUTLOOK = 128, 256, 512, 5824
+_STORAGE = (None, "memory", "ok", "full", "failed")
+_LINK = (None, "down", "up")
 _PRODUCED_WORDS, _SETTLED_WORDS = 5, 13
 _RECORD_SHARE = 4  # a record is at most this part of the ring
 _CHUNK_BYTES = 1 << 20
@@ -62,6 +65,14 @@ class RingState(NamedTuple):
         return max(self.settled.head, self.settled.spilled)
 
 
+class Outlook(NamedTuple):
+    """What the process that has the spool open says of its surroundings; None: it has not said."""
+
+    storage: str | None  # as in the statistics of a client
+    storage_errno: int  # of its last failure; 0: there was none
+    link: str | None  # of the publish connection: "up" or "down"
+
+
 class Ring:
     """An open ring.  Raises OSError, or ValueError with the reason why the file at `path` is not to be believed."""
 
@@ -82,29 +93,41 @@ class Ring:
             raise
 
     def _check(self, spool_id: bytes, generation: int, ring_bytes: int) -> None:
-        magic, version, self.writer_pid, boot_id, its_id, its_bytes, own, announced = _PAGE.unpack_from(self._page)
+        magic, version, self.writer_pid, its_boot_id, its_id, its_bytes, own, announced = _PAGE.unpack_from(self._page)
         self.ring_bytes = ring_bytes
         if magic != _MAGIC or version != _VERSION or its_bytes != ring_bytes or ring_bytes & (ring_bytes - 1):
             raise ValueError("it is of another version, or not whole")
-        if boot_id != _boot_id():
+        if its_boot_id != boot_id():
             raise ValueError("it is of an earlier boot")
         if its_id != spool_id or generation == 0 or generation not in (own, announced):
             raise ValueError("it is not of the last process that opened this spool")
 
     def _copy(self, at_sequence: int, at_slots: int, words: int) -> tuple[int, ...]:
         """The current one of two slots.  A writer fills the other one and then moves the sequence."""
-        page, size = self._page, 8 * words
-        while True:
-            before = page[at_sequence : at_sequence + 4]
-            at = at_slots + (int.from_bytes(before, sys.byteorder) & 1) * size
-            data = page[at : at + size]
-            if page[at_sequence : at_sequence + 4] == before:
-                return struct.unpack(f"={words}Q", data)
+        return struct.unpack(f"={words}Q", shared_slot(self._page, at_sequence, at_slots, words))
 
     def state(self) -> RingState:
         # What is settled first: it is never ahead of what was published before.
         settled = settled_of(self._copy(_AT_SETTLED, _AT_SETTLED + ALIGN, _SETTLED_WORDS))
         return RingState(Produced(*self._copy(_AT_PRODUCED, _AT_PRODUCED + ALIGN, _PRODUCED_WORDS)), settled)
+
+    def outlook(self) -> Outlook:
+        word = int.from_bytes(self._page[_AT_OUTLOOK : _AT_OUTLOOK + 4], sys.byteorder)
+        storage, link = word & 0xFF, word >> 8 & 0xFF
+        return Outlook(
+            _STORAGE[storage] if storage < len(_STORAGE) else None,
+            word >> 16,
+            _LINK[link] if link < len(_LINK) else None,
+        )
+
+    def is_at_its_path(self) -> bool:
+        """False: it was removed, or another one was made in its place."""
+        try:
+            facts = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        own = os.fstat(self._fd)
+        return (facts.st_dev, facts.st_ino) == (own.st_dev, own.st_ino)
 
     def ledger(self) -> Ledger:
         return decode_ledger(self._copy(_AT_LEDGER, _AT_LEDGER + ALIGN, LEDGER_WORDS))
@@ -157,7 +180,7 @@ def _record(data: memoryview, at: int, room: int) -> Record | None:
     return Record(at, span, data[:word], False)
 
 
-def _boot_id() -> bytes:
+def boot_id() -> bytes:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))

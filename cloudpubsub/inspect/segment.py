@@ -154,6 +154,13 @@ class SegmentFile:
     def walk(self) -> Walk:
         return Walk(self)
 
+    def first_message(self, position: int) -> Record | None:
+        """The first message at `position` or right behind pads that stand there; None: there is none that is valid."""
+        walk = Walk(self, _BLOCK_BYTES)
+        while (record := walk.at(position)) is not None and record.is_pad:
+            position += record.span
+        return record
+
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -171,8 +178,9 @@ class SegmentFile:
 class Walk:
     """Goes through a segment once: an iterable of records and damage, in order.  The figures are whole at its end."""
 
-    def __init__(self, file: SegmentFile) -> None:
+    def __init__(self, file: SegmentFile, chunk_bytes: int = _CHUNK_BYTES) -> None:
         self._file = file
+        self._chunk_bytes = chunk_bytes  # read at once
         self._base = file.name.base
         self._epoch = file.name.epoch
         self._limit = file.limit
@@ -213,9 +221,13 @@ class Walk:
             at = self.end = damage.end
             yield damage
 
+    def at(self, position: int) -> Record | None:
+        """The record that starts at `position`, if a valid one does."""
+        return self._judge(position) if self._base <= position < self._limit else None
+
     def _fetch(self, position: int, size: int) -> None:
         """Bring the bytes at `position`, at least `size` of them as far as the file goes, to the start of `_data`."""
-        size = min(max(size, _CHUNK_BYTES), self._limit - position)
+        size = min(max(size, self._chunk_bytes), self._limit - position)
         self._data = memoryview(self._file.read(self._file.offset_of(position), size))
         self._start = position
         if len(self._data) < size:  # it was cut since we looked

@@ -264,7 +264,7 @@ class Log:
         assert stats.settled.head <= stats.sent <= stats.produced.published
         return stats
 
-    def until(self, true: Any, timeout_s: float = 10.0) -> None:
+    def until(self, true: Any, timeout_s: float = 60.0) -> None:
         """Wait for the flusher to reach a state; it has no event that Python could wait for."""
         deadline = time.monotonic() + timeout_s
         while not true():

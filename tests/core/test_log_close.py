@@ -10,7 +10,7 @@ import pytest
 from .disk import DURABILITIES, Disk, Log
 
 COUNT = 20
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 KINDS = ["WRITE", "SYNC", "ALLOCATE", "OPEN", "SYNC_DIRECTORY", "TRUNCATE"]
 
 
@@ -35,7 +35,7 @@ def test_a_disk_that_hangs_and_comes_back_ends_what_could_not_be_waited_for(
     log = open_log(durability=durability, sync_interval_ms=3_600_000)
     positions = [log.append(b"%d" % number) for number in range(COUNT)]
     disk.hang(kind)
-    unsaved = log.close(10)
+    unsaved = log.close(60)
     assert 0 <= unsaved <= COUNT and (kind != "WRITE" or unsaved == COUNT)
     log.until(lambda: disk.hanging() > 0)
     assert kind == "OPEN" or open_log(durability=durability).status == log.lib.CPS_LOCKED
@@ -56,7 +56,7 @@ def test_what_a_disk_that_comes_back_refuses_stays_in_the_ring(
     for number in range(COUNT):
         log.append(b"%d" % number)
     disk.hang("ALLOCATE")
-    assert log.close(10) == COUNT
+    assert log.close(60) == COUNT
     log.until(lambda: disk.hanging() > 0)
     disk.fail("ALLOCATE", 5, sticky=True)
     disk.come_back()

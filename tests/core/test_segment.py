@@ -254,6 +254,22 @@ def test_a_foreign_name_is_left_alone(disk: Disk, name: str) -> None:
     assert Segment(disk).load(name=name) == disk.lib.CPS_UNKNOWN
 
 
+@pytest.mark.parametrize("payload", [300, 3700, 4096 - 128 - 32 - 8])
+def test_a_file_that_a_failed_write_cut_off_counts_for_what_it_takes_when_sealed(disk: Disk, payload: int) -> None:
+    """Else sealing it after a restart would go beyond the quota."""
+    segment = Segment(disk)
+    assert segment.create(8192) == disk.lib.CPS_OK
+    assert segment.append(record(BASE, b"t", bytes(payload), b"")) == disk.lib.CPS_OK
+    disk.fail("WRITE", errno.EIO)
+    assert segment.append(record(int(segment.c.end), b"t", bytes(300), b"")) == disk.lib.CPS_IO
+    segment.close()
+    again = Segment(disk)
+    assert again.load() == disk.lib.CPS_OK
+    counted = int(again.c.file_bytes)
+    assert again.seal() == disk.lib.CPS_OK
+    assert len(disk.content(PATH)) <= again.size[0] <= counted
+
+
 def test_a_file_with_nothing_in_it_goes(disk: Disk) -> None:
     segment = Segment(disk)
     assert segment.create() == disk.lib.CPS_OK
