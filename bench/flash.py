@@ -320,7 +320,9 @@ def show(report: Report) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_harness.module_name('flash')}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {_harness.module_name('flash')}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="shows that it runs; what is paced means little then")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
