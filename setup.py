@@ -6,6 +6,8 @@ compiler must not break an old release.  There is no ``-march``: one build runs 
 """
 
 import os
+import platform
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
@@ -17,6 +19,7 @@ CORE = (
     "cloudpubsub/_store.c",
     "cloudpubsub/_log.c",
     "cloudpubsub/_log_account.c",
+    "cloudpubsub/_log_ahead.c",
     "cloudpubsub/_log_read.c",
     "cloudpubsub/_log_write.c",
     "cloudpubsub/_flusher.c",
@@ -59,8 +62,13 @@ DECLARATIONS = [
     f"cloudpubsub/{name}.pxd" for name in ("_core", "_application_message", "_spool", "_link")
 ]
 
-FLAGS = ["-O2", "-std=c11", "-pthread", "-fvisibility=hidden"]
+# -g0: the debugging information that Python is often built with would be most of what is installed.
+FLAGS = ["-O2", "-g0", "-std=c11", "-pthread", "-fvisibility=hidden"]
 STRICT_FLAGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wmissing-prototypes", "-Werror"]
+
+# Of ARMv7 on, atomic 64-bit words are instructions and the library is left out; for ARMv6 they are functions of it.
+is_arm_32 = sys.maxsize < 1 << 32 and platform.machine().startswith(("arm", "aarch64"))
+ATOMICS = ["-Wl,--push-state,--as-needed", "-latomic", "-Wl,--pop-state"] if is_arm_32 else []
 
 core_flags = FLAGS + (STRICT_FLAGS if os.environ.get("CLOUDPUBSUB_STRICT") == "1" else [])
 
@@ -84,7 +92,7 @@ extensions = [
         include_dirs=["cloudpubsub"],
         depends=[*CORE, *HEADERS, *DECLARATIONS],
         extra_compile_args=FLAGS,
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", *ATOMICS],
     )
     for name in ("_application_message", "_spool", "_append", "_link", "_sender")
 ]

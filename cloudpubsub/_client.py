@@ -240,8 +240,8 @@ class Client(Producer):
             stats = self._log.stats()
             if stats["backlog_messages"] == 0 or (with_spool and not self._publisher.is_up):
                 return
-            if stats["head"] != last or not self._publisher.is_up:
-                last, moved_s = stats["head"], now_s
+            if stats["backlog_messages"] != last or not self._publisher.is_up:
+                last, moved_s = stats["backlog_messages"], now_s
             elif now_s - moved_s > _DRAIN_STALL_S:
                 return
             self._publisher.acked.wait(min(_DRAIN_SLICE_S, deadline_s - now_s))
@@ -318,7 +318,7 @@ class Client(Producer):
         check_seconds("timeout", timeout, optional=True)
         published = self._log.published()
         if published > 0:
-            self._log.wait_settled(published - 1, timeout)
+            self._log.wait_settled(published - 1, timeout, True)
         with self._lock:
             lost = self._lost()
             told, self._losses_told = self._losses_told, lost

@@ -193,6 +193,7 @@ cdef extern from "_log.h" nogil:
         size_t size
         uint64_t position
         uint64_t lost_end
+        uint64_t dup_below
         c_bool earlier_boot
     cps_status cps_log_open(const cps_log_config *config, cps_log **out, cps_opened *opened) noexcept
     void cps_log_close(cps_log *log, uint64_t timeout_ms, uint64_t *unsaved) noexcept
@@ -210,8 +211,26 @@ cdef extern from "_log.h" nogil:
                         size_t n) noexcept
     cps_status cps_log_settle_through(cps_log *log, uint64_t position) noexcept
     cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record, const uint8_t **at) noexcept
+    enum cps_split:
+        CPS_SPLIT_NONE
+        CPS_SPLIT_BEGUN
+        CPS_SPLIT_GOES_ON
+        CPS_SPLIT_FULL
+    cps_split cps_log_split(cps_log *log, uint64_t age_ms, uint64_t bytes, c_bool may_begin) noexcept
+    c_bool cps_log_is_split(const cps_log *log) noexcept
+    cps_status cps_log_read_live(cps_log *log, size_t max_bytes, cps_batch *batch) noexcept
+    void cps_log_settle_live(cps_log *log, uint64_t end, uint64_t messages, uint64_t bytes, const cps_loss *ended,
+                             size_t n) noexcept
+    c_bool cps_log_arm_live(cps_log *log, c_bool also_backlog) noexcept
+    ctypedef struct cps_fronts:
+        uint64_t head
+        uint64_t sent
+        uint64_t live_first
+        uint64_t live_end
+        uint64_t live_sent
+    void cps_log_fronts(cps_log *log, cps_fronts *out) noexcept
     void cps_log_link(cps_log *log, c_bool up) noexcept
-    cps_status cps_log_wait_settled(cps_log *log, uint64_t position, uint64_t timeout_ms) noexcept
+    cps_status cps_log_wait_settled(cps_log *log, uint64_t position, c_bool all, uint64_t timeout_ms) noexcept
     cps_status cps_log_wait_synced(cps_log *log, uint64_t position, uint64_t timeout_ms) noexcept
     uint64_t cps_log_published(const cps_log *log) noexcept
     cps_status cps_log_outcome(cps_log *log, uint64_t position, cps_reason *reason) noexcept
@@ -247,6 +266,13 @@ cdef extern from "_window.h" nogil:
     cps_status cps_window_pass(cps_window *window, uint64_t position, uint64_t end) noexcept
     cps_status cps_window_head(const cps_window *window, uint64_t *head) noexcept
     void cps_window_settled(const cps_window *window, uint64_t *messages, uint64_t *span_bytes) noexcept
+    void cps_window_split(cps_window *window, uint64_t live_first) noexcept
+    void cps_window_turn(cps_window *window, c_bool live) noexcept
+    void cps_window_join(cps_window *window) noexcept
+    cps_status cps_window_live(const cps_window *window, uint64_t *head, uint64_t *messages,
+                               uint64_t *span_bytes) noexcept
+    cps_status cps_window_oldest_of(const cps_window *window, c_bool live, uint64_t *position) noexcept
+    void cps_window_forget(cps_window *window, uint64_t first, uint64_t end) noexcept
     void cps_window_restart(cps_window *window) noexcept
     void cps_window_forget_below(cps_window *window, uint64_t position) noexcept
     uint32_t cps_window_inflight_messages(const cps_window *window) noexcept

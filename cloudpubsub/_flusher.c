@@ -142,6 +142,8 @@ static bool provide_segment(cps_log *log, uint64_t position, uint64_t span) {
     bool crowded = active != NULL && messages_max != 0 && active->messages > 0 && active->messages >= messages_max / 8;
     bool fits = active != NULL && active->end == position && cps_segment_has_room(active, span) &&
                 active->poison == CPS_OK;
+    /* No segment reaches into a range from before it: see _log_ahead.c. */
+    fits = fits && (active->base == position || cps_log_next_ahead(log, position - 1) != position);
     if (active != NULL && (!fits || crowded)) {
         active->full = true;
         log->active = NULL;
@@ -197,7 +199,7 @@ static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messa
         CPS_ASSERT(cps_record_load(log->staging + at, size - at, position + at, &record) == CPS_OK);
         uint64_t span = cps_record_span(record.length_bytes);
         if (!record.is_pad && active->oldest_stamp_ms == 0) active->oldest_stamp_ms = record.stamp_ms;
-        if (position + at >= log->settled.head) break;
+        if (!cps_log_is_settled(log, position + at)) break;
         active->settled_messages += !record.is_pad; /* acknowledged on its way here */
         active->settled_bytes += record.is_pad ? 0 : span;
         at += (size_t)span;
@@ -207,7 +209,8 @@ static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messa
     active->message_bytes += bytes;
     log->store.messages += messages;
     log->spilled_bytes += size;
-    log->settled.spilled = position + size;
+    if (log->settled.spilled < position + size) log->settled.spilled = position + size; /* it may have passed over a range */
+    log->ahead_moved |= log->settled.ahead_count > 0;
     cps_storage_works(log);
 }
 
@@ -215,6 +218,7 @@ static void take_in(cps_log *log, size_t size, uint64_t position, uint64_t messa
 static bool spill_batch(cps_log *log, uint64_t goal) {
     log->spilling = true;
     uint64_t position = cps_log_low(log);
+    if (goal > cps_log_next_ahead(log, position)) goal = cps_log_next_ahead(log, position);
     bool done = provide_segment(log, position, first_span(log, position));
     CPS_CRASH_POINT("spill-provided");
     if (done && cps_log_low(log) == position) { /* the reader may have settled it while the lock was open */
@@ -303,9 +307,15 @@ static CPS_MUST_CHECK enum cps_status save_meta(cps_log *log, bool synced) {
     return status;
 }
 
+static uint64_t ahead_end(const cps_log *log) {
+    uint64_t count = log->settled.ahead_count;
+    return count > 0 ? log->settled.ahead[count - 1].end : 0;
+}
+
 /* The acknowledgement cursor is advisory; it is kept near while segments drain, so that a kill costs few duplicates. */
 static void checkpoint(cps_log *log, uint64_t now) {
     log->checkpoint_head = log->settled.head;
+    log->checkpoint_ahead = ahead_end(log);
     /* A failure costs duplicates after a crash and nothing else, so it does not stop the storage. */
     CPS_CRASH_POINT("checkpoint-begin");
     bool saved = save_meta(log, false) == CPS_OK;
@@ -314,7 +324,8 @@ static void checkpoint(cps_log *log, uint64_t now) {
 }
 
 static bool checkpoint_wanted(const cps_log *log) {
-    return log->ledger_unsaved || (log->store.first != NULL && log->settled.head != log->checkpoint_head);
+    bool moved = log->settled.head != log->checkpoint_head || ahead_end(log) != log->checkpoint_ahead;
+    return log->ledger_unsaved || (log->store.first != NULL && moved);
 }
 
 static bool reservation_short(const cps_log *log) {

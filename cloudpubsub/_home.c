@@ -9,7 +9,11 @@
 #include "_record.h"
 #include "_ring.h"
 
-static size_t page_bytes(void) { return cps_io_round_to_page(CPS_SHARED_BYTES); }
+static size_t page_bytes(const cps_io *io) { return cps_io_round_to_page(io, CPS_SHARED_BYTES); }
+
+static size_t home_bytes(const cps_io *io, uint64_t ring_bytes) {
+    return page_bytes(io) + cps_io_round_to_page(io, (size_t)ring_bytes);
+}
 
 static CPS_MUST_CHECK enum cps_status name_path(cps_home *home, const char *directory, const uint8_t spool_id[16]) {
     char hex[33];
@@ -18,12 +22,11 @@ static CPS_MUST_CHECK enum cps_status name_path(cps_home *home, const char *dire
     return n > 0 && (size_t)n < sizeof home->path ? CPS_OK : CPS_TOO_LARGE;
 }
 
-static void take_mapping(cps_home *home, uint8_t *mapping, size_t size, uint64_t ring_bytes) {
+static void take_mapping(cps_home *home, uint8_t *mapping, size_t size) {
     home->mapping = mapping;
     home->mapping_bytes = size;
     home->shared = (cps_shared *)(void *)mapping; /* a mapping starts on a page, so it is aligned */
-    home->ring = mapping + page_bytes();
-    home->ring_bytes = ring_bytes;
+    home->ring = mapping + page_bytes(home->io);
 }
 
 /* Walk the records; `*whole` is where the chain ends, which is `published` unless memory was damaged. */
@@ -41,7 +44,7 @@ static uint64_t walk(const cps_home *home, uint64_t low, uint64_t published) {
     return at;
 }
 
-static bool is_ours(const cps_home *home, const cps_io_facts *facts, const uint8_t spool_id[16], uint64_t generation) {
+static bool is_ours(cps_home *home, const cps_io_facts *facts, const uint8_t spool_id[16], uint64_t generation) {
     cps_shared *s = home->shared;
     uint8_t boot[16];
     home->io->boot_id(home->io->context, boot);
@@ -51,7 +54,9 @@ static bool is_ours(const cps_home *home, const cps_io_facts *facts, const uint8
     if (s->version != CPS_SHARED_VERSION || memcmp(s->boot_id, boot, 16) != 0) return false;
     if (memcmp(s->spool_id, spool_id, 16) != 0) return false;
     uint64_t size = s->ring_bytes;
-    if (size < 128 || (size & (size - 1)) != 0 || facts->size_bytes != page_bytes() + size) return false;
+    if (size < 128 || (size & (size - 1)) != 0 || size > facts->size_bytes) return false;
+    if (facts->size_bytes != home_bytes(home->io, size)) return false;
+    home->ring_bytes = size;
     uint64_t own = atomic_load_explicit(&s->generation, memory_order_relaxed);       /* model: home.generation.load */
     uint64_t next = atomic_load_explicit(&s->next_generation, memory_order_relaxed); /* model: home.announced.load */
     return generation != 0 && (own == generation || next == generation);
@@ -84,14 +89,14 @@ enum cps_status cps_home_find(const cps_io *io, const char *directory, const uin
     status = io->facts(io->context, handle, &facts, error);
     if (status == CPS_OK) status = io->lock(io->context, handle, error);
     if (status == CPS_OK && (!facts.is_regular || !facts.is_in_memory || facts.owner_uid != geteuid() ||
-                             (facts.mode & 077) != 0 || facts.size_bytes <= page_bytes() ||
-                             facts.allocated_bytes < facts.size_bytes))
+                             (facts.mode & 077) != 0 || facts.size_bytes <= page_bytes(io) ||
+                             facts.size_bytes > SIZE_MAX / 2 || facts.allocated_bytes < facts.size_bytes))
         status = CPS_EMPTY; /* not what we make: a sparse file could raise SIGBUS, somebody else's could lie */
     if (status == CPS_OK) {
         uint8_t *mapping;
         status = io->map(io->context, handle, (size_t)facts.size_bytes, &mapping, error);
         if (status == CPS_OK) {
-            take_mapping(home, mapping, (size_t)facts.size_bytes, facts.size_bytes - page_bytes());
+            take_mapping(home, mapping, (size_t)facts.size_bytes);
             home->in_file = true;
             if (!is_ours(home, &facts, spool_id, generation) || !cursors_hold(home)) {
                 io->unmap(io->context, mapping, home->mapping_bytes);
@@ -135,7 +140,8 @@ enum cps_status cps_home_make(const cps_io *io, const char *directory, const uin
     memset(home, 0, sizeof *home);
     home->io = io;
     home->handle = -1;
-    size_t size = page_bytes() + (size_t)ring_bytes;
+    if (ring_bytes > SIZE_MAX / 2) return CPS_NO_MEMORY; /* more than addresses go */
+    size_t size = home_bytes(io, ring_bytes);
     uint8_t *mapping;
     enum cps_status status;
     if (directory != NULL) {
@@ -147,8 +153,10 @@ enum cps_status cps_home_make(const cps_io *io, const char *directory, const uin
     }
     if (status != CPS_OK) return status;
     home->in_file = directory != NULL;
-    take_mapping(home, mapping, size, ring_bytes);
+    take_mapping(home, mapping, size);
+    home->ring_bytes = ring_bytes;
     cps_shared *s = home->shared;
+    CPS_ASSERT(atomic_is_lock_free(&s->magic)); /* see _shared.h.  no model: it asks about the platform, not the word */
     s->version = CPS_SHARED_VERSION;
     io->boot_id(io->context, s->boot_id);
     memcpy(s->spool_id, spool_id, 16);

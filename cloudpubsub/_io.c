@@ -2,7 +2,9 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+/* 64-bit offsets and times also where `long` has 32 bits; before glibc 2.34 the second does nothing there. */
 #define _FILE_OFFSET_BITS 64
+#define _TIME_BITS 64
 
 #include "_io.h"
 
@@ -17,11 +19,14 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define TMPFS_FILE_SYSTEM 0x01021994
-#define RAMFS_FILE_SYSTEM 0x858458f6
+#define TMPFS_FILE_SYSTEM 0x01021994u
+#define RAMFS_FILE_SYSTEM 0x858458f6u
+
+_Static_assert(sizeof(off_t) == 8, "files of 2 GiB and more need 64-bit offsets");
 
 static enum cps_status failed(int *error) {
     *error = errno;
@@ -60,7 +65,7 @@ static enum cps_status system_facts(void *context, int handle, cps_io_facts *out
     out->owner_uid = st.st_uid;
     out->mode = st.st_mode & 07777;
     out->is_regular = S_ISREG(st.st_mode);
-    unsigned long type = (unsigned long)fs.f_type & 0xffffffffUL;
+    uint32_t type = (uint32_t)fs.f_type; /* signed, unsigned, of 32 or 64 bits: it differs */
     out->is_in_memory = type == TMPFS_FILE_SYSTEM || type == RAMFS_FILE_SYSTEM;
     return CPS_OK;
 }
@@ -178,6 +183,11 @@ static enum cps_status system_lock(void *context, int handle, int *error) {
     return errno == EWOULDBLOCK ? CPS_LOCKED : CPS_IO;
 }
 
+static size_t system_page_bytes(void *context) {
+    (void)context;
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
 static enum cps_status finish_map(void *memory, size_t size, uint8_t **bytes, int *error) {
     if (memory == MAP_FAILED) return failed(error);
     if (madvise(memory, size, MADV_DONTFORK) != 0) {
@@ -206,8 +216,8 @@ static void system_unmap(void *context, uint8_t *bytes, size_t size) {
 }
 
 static uint64_t clock_ms(clockid_t clock) {
-    struct timespec now;
-    (void)clock_gettime(clock, &now); /* cannot fail for the clocks named below */
+    struct timespec now = {0};
+    (void)clock_gettime(clock, &now); /* fails only where the wall clock has passed the end of a 32-bit time_t */
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
@@ -235,6 +245,11 @@ static uint64_t system_boottime_ms(void *context) {
 
 static uint64_t system_wall_ms(void *context) {
     (void)context;
+#ifdef SYS_clock_gettime64 /* 32 bit: a time_t of that size ends in 2038, a date that a lost clock may show today */
+    struct { int64_t tv_sec, tv_nsec; } now;
+    if (sizeof(time_t) < 8 && syscall(SYS_clock_gettime64, CLOCK_REALTIME, &now) == 0)
+        return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+#endif
     return clock_ms(CLOCK_REALTIME);
 }
 
@@ -287,6 +302,7 @@ static const cps_io system_io = {
     .list = system_list,
     .free_space = system_free_space,
     .lock = system_lock,
+    .page_bytes = system_page_bytes,
     .map = system_map,
     .map_memory = system_map_memory,
     .unmap = system_unmap,
@@ -300,8 +316,3 @@ static const cps_io system_io = {
 };
 
 const cps_io *cps_io_system(void) { return &system_io; }
-
-size_t cps_io_round_to_page(size_t size) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    return (size + page - 1) & ~(page - 1);
-}

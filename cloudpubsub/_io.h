@@ -64,7 +64,10 @@ struct cps_io {
     /* Take an exclusive lock that ends with the handle or the process; CPS_LOCKED if another handle has it. */
     enum cps_status (*lock)(void *context, int handle, int *error);
 
-    /* Map [0, size) of a file, shared, writable, not inherited by fork: the ring's home in tmpfs. */
+    /* Of this machine: 4 KiB, on ARM also 16 or 64 KiB.  A power of two. */
+    size_t (*page_bytes)(void *context);
+    /* Map [0, size) of a file, shared, writable, not inherited by fork: the ring's home in tmpfs.  `size` here and below is
+     * a multiple of the page. */
     enum cps_status (*map)(void *context, int handle, size_t size, uint8_t **bytes, int *error);
     /* Anonymous zeroed memory, not inherited by fork. */
     enum cps_status (*map_memory)(void *context, size_t size, uint8_t **bytes, int *error);
@@ -84,7 +87,10 @@ struct cps_io {
 /* The real operating system. */
 const cps_io *cps_io_system(void);
 
-/* A multiple of the page size of this machine, at least `size`. */
-size_t cps_io_round_to_page(size_t size);
+/* The multiple of the page size that is at least `size`. */
+static inline size_t cps_io_round_to_page(const cps_io *io, size_t size) {
+    size_t page = io->page_bytes(io->context);
+    return (size + page - 1) & ~(page - 1);
+}
 
 #endif

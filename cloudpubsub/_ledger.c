@@ -22,7 +22,7 @@ static void make_place(cps_ledger *ledger) {
         unsigned reason = cps_ledger_reason(&ledger->entries[i]) % CPS_LEDGER_REASONS;
         if (seen[reason]) {
             cover(&ledger->entries[last[reason]], &ledger->entries[i]);
-            memmove(&ledger->entries[i], &ledger->entries[i + 1], (ledger->used - i - 1) * sizeof ledger->entries[0]);
+            memmove(&ledger->entries[i], &ledger->entries[i + 1], (size_t)(ledger->used - i - 1) * sizeof ledger->entries[0]);
             ledger->used--;
             return;
         }

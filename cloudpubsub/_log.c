@@ -203,6 +203,7 @@ static CPS_MUST_CHECK enum cps_status adopt_ring(cps_log *log, cps_opened *opene
     cps_shared_read_settled(log->home.shared, &log->settled);
     cps_shared_read_ledger(log->home.shared, &log->ledger);
     cps_ledger_tame(&log->ledger);
+    cps_log_tame_ahead(&log->settled, produced.published);
     uint64_t disk_end = log->store.last != NULL ? log->store.last->end : 0;
     if (disk_end > produced.published) { /* the disk knows more: not the ring of the last process after all */
         close_home(log, false);
@@ -224,6 +225,8 @@ static CPS_MUST_CHECK enum cps_status start_ring(cps_log *log, cps_opened *opene
     if (log->settled.head > start) log->settled.head = start;
     if (opened->meta_damaged) log->settled.head = log->store.first != NULL ? log->store.first->base : start;
     log->settled.spilled = start;
+    if (opened->meta_damaged) log->settled.ahead_count = 0;
+    cps_log_tame_ahead(&log->settled, start);
     if (!opened->clean) cps_ledger_doubt(&log->ledger, log->settled.head, start);
     const char *directory = config->durability != CPS_DURABILITY_MEMORY && log->has_store ? config->ring_directory : NULL;
     enum cps_status status = CPS_UNKNOWN;
@@ -347,6 +350,9 @@ static CPS_MUST_CHECK enum cps_status open_all(cps_log *log, cps_opened *opened)
     if (status != CPS_OK) return status;
     if (log->has_store) cps_log_reserved(log, log->reserved_end);
     log->sent = log->settled.head;
+    log->dup_below = log->settled.sent_max;
+    for (uint64_t i = 0; i < log->settled.ahead_count; i++) log->ahead_dup_below[i] = log->settled.ahead[i].sent;
+    log->ahead_moved = log->settled.ahead_count > 0;
     log->storage = log->has_store ? CPS_STORAGE_OK : CPS_STORAGE_NONE;
     log->checkpoint_head = log->settled.head;
     (void)pthread_mutex_lock(&log->lock);
@@ -454,6 +460,19 @@ void cps_log_check(cps_log *log) {
     uint64_t published = cps_ring_published(log->ring);
     CPS_ASSERT(log->settled.head <= log->sent);
     CPS_ASSERT(log->sent <= published);
+    uint64_t at = log->settled.head;
+    for (uint64_t i = 0; i < log->settled.ahead_count; i++) {
+        const cps_ahead *one = &log->settled.ahead[i];
+        bool is_live = log->is_split && i + 1 == log->settled.ahead_count;
+        CPS_ASSERT(one->first > at || (is_live && one->first == at));
+        CPS_ASSERT(one->end > one->first || (is_live && one->end == one->first));
+        CPS_ASSERT(one->end <= one->sent && one->sent <= published);
+        for (const cps_segment *s = log->store.first; s != NULL; s = s->next)
+            CPS_ASSERT(s->base >= one->first || s->end <= one->first);
+        at = one->end;
+    }
+    CPS_ASSERT(!log->is_split || (log->settled.ahead_count > 0 && log->live >= at && log->live <= published));
+    CPS_ASSERT(!log->is_split || log->sent <= cps_log_live_first(log));
     CPS_ASSERT(cps_log_low(log) <= published);
     CPS_ASSERT(cps_log_synced(log) <= cps_log_low(log));
     CPS_ASSERT(cps_ring_low(log->ring) <= cps_log_low(log));

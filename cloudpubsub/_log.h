@@ -4,7 +4,8 @@
  *       │   disk segments    │          memory ring               │
  *
  * Always: head <= sent <= published, head <= max(head, spilled) <= published; the ring holds
- * [max(head, spilled), published), in power mode [max(head, synced), published).
+ * [max(head, spilled), published), in power mode [max(head, synced), published).  A few ranges behind the head can be settled
+ * too (_log_ahead.c).
  *
  * Threads: `append` from any; `wait_*`, `stats`, `link`, `spill` from any; the functions under "reader" from one thread at a
  * time, the reader (publisher thread or owner of a Spool).  A native thread of its own, the flusher, does all writing to
@@ -160,6 +161,7 @@ typedef struct cps_batch {
     size_t size;          /* 0: [position, lost_end) is lost (counted already): pass over it */
     uint64_t position;
     uint64_t lost_end;
+    uint64_t dup_below; /* records below it may have been sent before the last rewind */
     bool earlier_boot; /* stamped by the clock of a boot that is over */
 } cps_batch;
 
@@ -185,12 +187,44 @@ CPS_MUST_CHECK enum cps_status cps_log_settle_through(cps_log *log, uint64_t pos
 /* One pending record, which was read.  CPS_OK: `*at` is valid until the next reader's call; CPS_UNKNOWN; CPS_IO. */
 CPS_MUST_CHECK enum cps_status cps_log_look(cps_log *log, uint64_t position, cps_record *record, const uint8_t **at);
 
+/* Two streams, for a reader that does not want what is published now to wait for a long backlog: what is said above is about the
+ * backlog's then, which ends where the live one began; each is in order in itself. */
+
+enum cps_split {
+    CPS_SPLIT_NONE,    /* one stream */
+    CPS_SPLIT_BEGUN,   /* a live stream begins where the log ends now */
+    CPS_SPLIT_GOES_ON, /* the last one goes on */
+    CPS_SPLIT_FULL,    /* as before, though there is another backlog: there are CPS_AHEAD_MAX such streams already */
+};
+
+/* When a connection comes up, with nothing in flight since the rewind.  Records behind all that was settled ahead are a backlog
+ * where the first is `age_ms` old, or they take more than `bytes`; with `may_begin` a live stream begins behind them. */
+enum cps_split cps_log_split(cps_log *log, uint64_t age_ms, uint64_t bytes, bool may_begin);
+
+/* Are there two now?  They become one in a call of the reader, when all of the backlog is settled.  Reader only. */
+bool cps_log_is_split(const cps_log *log);
+
+/* As cps_log_read, cps_log_settle and cps_log_arm, of the live stream, which is the only one where there is no other; with
+ * `also_backlog` nothing is left to be read of either.  A cps_log_rewind takes both back to what is not settled. */
+CPS_MUST_CHECK enum cps_status cps_log_read_live(cps_log *log, size_t max_bytes, cps_batch *batch);
+void cps_log_settle_live(cps_log *log, uint64_t end, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n);
+bool cps_log_arm_live(cps_log *log, bool also_backlog);
+
+typedef struct cps_fronts {
+    uint64_t head, sent; /* [head, sent) of the backlog is in flight */
+    uint64_t live_first; /* of the live stream, which begins here; without one all three are UINT64_MAX */
+    uint64_t live_end, live_sent; /* [live_end, live_sent) is in flight */
+} cps_fronts;
+
+void cps_log_fronts(cps_log *log, cps_fronts *out);
+
 /* ---- anybody ---- */
 
 void cps_log_link(cps_log *log, bool up); /* tells when the time without a link began */
 
-/* Until head > position.  CPS_OK; CPS_TIMEOUT; CPS_CLOSED. */
-CPS_MUST_CHECK enum cps_status cps_log_wait_settled(cps_log *log, uint64_t position, uint64_t timeout_ms);
+/* Until the record at `position` is settled; with `all` everything before it too (head > position).  CPS_OK; CPS_TIMEOUT;
+ * CPS_CLOSED. */
+CPS_MUST_CHECK enum cps_status cps_log_wait_settled(cps_log *log, uint64_t position, bool all, uint64_t timeout_ms);
 
 /* Write the ring to the disk now and sync it; until synced > position.  CPS_OK; CPS_TIMEOUT; CPS_CLOSED; CPS_IO: the storage
  * failed or refuses; CPS_UNKNOWN: there is no storage. */

@@ -10,24 +10,24 @@ static uint64_t rest(uint64_t whole, uint64_t part) { return whole > part ? whol
 
 /* ---- what is there ---- */
 
-/* Messages of the first segment that lie before `head`; when a record reaches over `head`, it cannot be right and all of
- * them are sent again.  Damage before it is left to count_damage. */
-static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
-    cps_segment *segment = cps_store_find(&log->store, log->settled.head);
-    if (segment == NULL || segment->base >= log->settled.head) return CPS_OK;
+/* Messages of the first segment that lie before `*to`, the head or the end of a range; when a record reaches over it, it cannot
+ * be right and all of them are sent again.  Damage before it is left to count_damage. */
+static CPS_MUST_CHECK enum cps_status count_before(cps_log *log, uint64_t *to, int *error) {
+    cps_segment *segment = cps_store_find(&log->store, *to);
+    if (segment == NULL || segment->base >= *to) return CPS_OK;
     uint64_t at = segment->base, messages = 0, bytes = 0;
     enum cps_status status = CPS_OK;
     bool in_record = false;
-    while (status == CPS_OK && at < log->settled.head) {
+    while (status == CPS_OK && at < *to) {
         cps_span span;
         status = cps_segment_span(segment, at, segment->end, CPS_STAGING_BYTES, &log->scratch, &span, error);
         if (status != CPS_OK) break;
         in_record = span.size > 0;
         if (span.size == 0) {
-            log->damaged_head = true;
+            segment->patchy_before = true;
             at = span.lost_end;
         }
-        for (size_t i = 0; i < span.size && at < log->settled.head;) {
+        for (size_t i = 0; i < span.size && at < *to;) {
             cps_record record;
             CPS_ASSERT(cps_record_load(span.bytes + i, span.size - i, at, &record) == CPS_OK); /* span verified it */
             uint64_t here = cps_record_span(record.length_bytes);
@@ -38,14 +38,40 @@ static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
         }
     }
     cps_segment_rest(segment);
-    if (status == CPS_OK && at != log->settled.head && in_record) {
-        log->settled.head = segment->base;
-        log->damaged_head = false;
+    if (status == CPS_OK && at != *to && in_record) {
+        *to = segment->base;
+        segment->patchy_before = false;
     } else if (status == CPS_OK) {
         segment->settled_messages = messages < segment->messages ? messages : segment->messages;
         segment->settled_bytes = bytes < segment->message_bytes ? bytes : segment->message_bytes;
     }
     return status == CPS_IO ? CPS_OK : status; /* an unreadable file is the reader's to report; nothing is lost here */
+}
+
+/* Ranges that no log of ours could have written: a file begins where a range does, or elsewhere than in it. */
+static bool is_cut_by_range(const cps_log *log) {
+    for (uint64_t i = 0; i < log->settled.ahead_count; i++) {
+        const cps_ahead *one = &log->settled.ahead[i];
+        const cps_segment *segment = cps_store_find(&log->store, one->first);
+        if (segment != NULL && segment->base < one->first) return true;
+    }
+    return false;
+}
+
+static CPS_MUST_CHECK enum cps_status count_settled(cps_log *log, int *error) {
+    cps_settled *s = &log->settled;
+    enum cps_status status = count_before(log, &s->head, error);
+    if (is_cut_by_range(log)) s->ahead_count = 0;
+    for (uint64_t i = 0; status == CPS_OK && i < s->ahead_count; i++)
+        status = count_before(log, &s->ahead[i].end, error);
+    cps_log_tame_ahead(s, UINT64_MAX / CPS_RECORD_ALIGN * CPS_RECORD_ALIGN); /* one may have become empty */
+    if (status != CPS_OK) return status;
+    for (cps_segment *segment = log->store.first; segment != NULL && s->ahead_count > 0; segment = segment->next)
+        if (cps_log_settled_in(log, segment) == segment->end) {
+            segment->settled_messages = segment->messages;
+            segment->settled_bytes = segment->message_bytes;
+        }
+    return CPS_OK;
 }
 
 /* What was read, found lost and counted before the last process ended must not be counted when it is read again.  The
@@ -63,7 +89,7 @@ static void recall_damage(cps_log *log) {
                 if (end > segment->lost_below && end > log->settled.head) segment->lost_below = end;
             }
         } else if (reason == CPS_REASON_UNREADABLE && segment != NULL && entry->first >= segment->base &&
-                   entry->end <= segment->end && entry->first >= log->settled.head) {
+                   entry->end <= segment->end && entry->first >= cps_log_settled_in(log, segment)) {
             uint64_t left = segment->messages - segment->settled_messages;
             uint64_t left_bytes = segment->message_bytes - segment->settled_bytes;
             segment->settled_messages += entry->messages < left ? entry->messages : left;
@@ -75,12 +101,11 @@ static void recall_damage(cps_log *log) {
 
 /* What is pending in segments with damage: all that is valid behind head, and what is lost there and not counted yet. */
 static CPS_MUST_CHECK enum cps_status count_damage(cps_log *log, int *error) {
-    uint64_t head = log->settled.head;
     recall_damage(log);
     for (cps_segment *s = log->store.first; s != NULL; s = s->next) {
-        bool has_head = s->base < head && head < s->end;
-        if (s->end <= head || !(s->patchy || s->lost_below > head || (has_head && log->damaged_head))) continue;
-        uint64_t from = has_head ? head : s->base;
+        uint64_t from = cps_log_settled_in(log, s);
+        bool is_patchy = s->patchy || s->lost_below > from || (s->base < from && s->patchy_before);
+        if (s->end <= from || !is_patchy) continue;
         uint64_t before = s->messages;
         enum cps_status status =
             cps_segment_count_toll(s, from, s->lost_below > from ? s->lost_below : from, &log->scratch, error);
@@ -97,7 +122,7 @@ static CPS_MUST_CHECK enum cps_status count_damage(cps_log *log, int *error) {
 static void pending_on_disk(const cps_log *log, uint64_t *messages, uint64_t *bytes) {
     *messages = *bytes = 0;
     for (const cps_segment *s = log->store.first; s != NULL; s = s->next) {
-        if (s->end <= log->settled.head) continue;
+        if (s->end <= cps_log_settled_in(log, s)) continue;
         *messages += s->messages - s->settled_messages;
         *bytes += s->message_bytes - s->settled_bytes;
     }
@@ -113,7 +138,7 @@ uint64_t cps_log_count_ring(cps_log *log, uint64_t from, uint64_t *spans) {
     const uint8_t *bytes;
     size_t size;
     *spans = 0;
-    while (cps_ring_view(log->ring, at, &bytes, &size) == CPS_OK) {
+    while (cps_ring_view(log->ring, at = cps_log_over_ahead(log, at), &bytes, &size) == CPS_OK) {
         cps_record record;
         CPS_ASSERT(cps_record_load(bytes, size, at, &record) == CPS_OK);
         messages += !record.is_pad;
@@ -148,7 +173,7 @@ void cps_log_start_counters(cps_log *log, bool adopted) {
     cps_shared_commit_produced(log->home.shared, &produced);
 }
 
-typedef struct hole { /* positions above head that no segment and no ring has */
+typedef struct hole { /* positions above head that no segment and no ring has, and that are not settled */
     uint64_t first, end;
 } hole;
 
@@ -157,14 +182,15 @@ typedef struct hole { /* positions above head that no segment and no ring has */
 static bool next_hole(const cps_log *log, uint64_t from, bool wide, hole *out) {
     uint64_t low = cps_log_low(log), at = from;
     const cps_segment *s = log->store.first;
-    while (at < low) {
+    while ((at = cps_log_over_ahead(log, at)) < low) {
         while (s != NULL && s->end <= at) s = s->next;
-        uint64_t end = s != NULL && s->base < low ? s->base : low;
+        uint64_t stored = s != NULL && s->base < low ? s->base : low;
+        uint64_t end = smaller(stored, cps_log_next_ahead(log, at));
         if (end > at && (end - at >= CPS_POSITION_BLOCK / 2) == wide) {
             *out = (hole){at, end};
             return true;
         }
-        at = s != NULL && s->base < low ? s->end : low;
+        at = end < stored || stored == low ? end : s->end;
     }
     return false;
 }

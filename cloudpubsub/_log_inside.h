@@ -1,5 +1,5 @@
-/* Inside of the log, shared by _log.c (life), _log_account.c (what is found at open), _log_write.c (producers, waiters),
- * _log_read.c (reader), _flusher.c and _log_files.c (the thread that writes to the disk) only. */
+/* Inside of the log, shared by _log.c (life), _log_account.c (what is found at open), _log_ahead.c (what is settled ahead of
+ * the head), _log_write.c (producers, waiters), _log_read.c (reader), _flusher.c and _log_files.c (the thread that writes to the disk) only. */
 #ifndef CPS_LOG_INSIDE_H
 #define CPS_LOG_INSIDE_H
 
@@ -20,6 +20,7 @@ enum {
     CPS_LAST_TRIES = 2,
     CPS_QUARANTINE_SHARE = 16, /* of the quota */
     CPS_UNSEALED_MAX = 64, /* full segments that may wait for their sync: each has a file open */
+    CPS_STREAMS = 2,       /* with is_split: 0 the backlog's, 1 the live one */
 };
 #define CPS_RETRY_MIN_MS 1000u
 #define CPS_RETRY_MAX_MS 60000u
@@ -45,6 +46,12 @@ struct cps_log {
 
     cps_settled settled; /* the truth; each change is committed to the shared page */
     uint64_t sent;       /* also covers what the reader holds right now */
+    uint64_t dup_below;  /* what lies below it may have been sent before the last rewind */
+    bool is_split;       /* the last range of `settled.ahead` is the live stream's, which goes on at `live`; changed by the
+                            reader alone, with the lock held */
+    uint64_t live;       /* with is_split: as `sent`; [end of that range, live) is in flight */
+    uint64_t ahead_dup_below[CPS_AHEAD_MAX]; /* as `dup_below`, of what stands behind each range */
+    bool ahead_moved;    /* a range grew: segments may lie in it as a whole */
 
     cps_store store;
     cps_quarantine quarantine; /* without the lock: the reader copies, the flusher moves files */
@@ -72,6 +79,7 @@ struct cps_log {
     uint64_t checkpoint_due_ms;
     bool checkpoint_timed; /* the flusher will look at the cursor by itself */
     uint64_t checkpoint_head;
+    uint64_t checkpoint_ahead; /* end of the last range then */
     cps_meta meta; /* the flusher's own while it runs */
     uint64_t reserved_end; /* positions below it are reserved in the meta file, and may be issued */
     uint64_t reserve_due_ms; /* when reserving may be tried again */
@@ -96,7 +104,6 @@ struct cps_log {
     size_t known_next;
     uint64_t damaged_ranges;
     uint64_t damaged_bytes;
-    bool damaged_head; /* at open: there is damage before head, in its segment */
     uint64_t estimated_messages; /* lost to damage, by estimate; see cps_log_commit */
     uint64_t estimated_bytes;
     uint64_t spilled_bytes;
@@ -105,9 +112,12 @@ struct cps_log {
     /* Reader's own. */
     cps_segment *reading; /* held as a user until the reader moves on */
     bool reading_ring;    /* the pin is set */
+    bool reading_live;    /* the last batch was of the live stream */
     uint64_t read_from;
-    uint64_t pads_from; /* the last batch from the disk ended in pads, which nobody settles: [pads_from, pads_end) */
-    uint64_t pads_end;
+    struct {
+        uint64_t from; /* the last batch from the disk ended in pads, which nobody settles: [from, end) */
+        uint64_t end;
+    } pads[CPS_STREAMS];
     cps_scratch scratch;
     unsigned read_failures;
     uint64_t read_failed_ms; /* when the last of them was counted */
@@ -119,9 +129,36 @@ static inline uint64_t cps_log_low(const cps_log *log) { /* lowest position that
     return log->settled.head > log->settled.spilled ? log->settled.head : log->settled.spilled;
 }
 
+static inline cps_ahead *cps_log_live_range(cps_log *log) { /* with is_split */
+    return &log->settled.ahead[log->settled.ahead_count - 1];
+}
+
+static inline uint64_t cps_log_live_first(const cps_log *log) { /* where the live stream begins; without one, never */
+    return log->is_split ? log->settled.ahead[log->settled.ahead_count - 1].first : UINT64_MAX;
+}
+
+/* Up to where a stream was read.  `live` means nothing where there is one stream. */
+static inline uint64_t *cps_log_cursor(cps_log *log, bool live) { return live && log->is_split ? &log->live : &log->sent; }
+
 /* A batch from the disk may end in pads whose record was lost with the ring: they are settled with what stands before. */
-static inline uint64_t cps_log_over_pads(const cps_log *log, uint64_t head) {
-    return head == log->pads_from && log->sent == log->pads_end ? log->pads_end : head;
+static inline uint64_t cps_log_over_pads(cps_log *log, bool live, uint64_t settled_to) {
+    unsigned stream = live && log->is_split;
+    bool is_there = settled_to == log->pads[stream].from && *cps_log_cursor(log, live) == log->pads[stream].end;
+    return is_there ? log->pads[stream].end : settled_to;
+}
+
+/* What is settled ahead of the head, in _log_ahead.c. */
+
+/* What a file or a killed process says of ranges: forget all of them unless they can be true.  None of them ends above `limit`. */
+void cps_log_tame_ahead(cps_settled *settled, uint64_t limit);
+uint64_t cps_log_over_ahead(const cps_log *log, uint64_t position); /* the end of the range that it lies in, or itself */
+uint64_t cps_log_next_ahead(const cps_log *log, uint64_t position); /* where the next range behind it begins; UINT64_MAX */
+uint64_t cps_log_settled_in(const cps_log *log, const cps_segment *segment); /* up to there, from its base on */
+void cps_log_pass_ahead(cps_log *log); /* cursors pass over ranges; segments in them retire */
+void cps_log_join(cps_log *log);       /* the reader's: one stream again, where the head has come to the live one */
+
+static inline bool cps_log_is_settled(const cps_log *log, uint64_t position) {
+    return position < log->settled.head || (log->settled.ahead_count > 0 && cps_log_over_ahead(log, position) != position);
 }
 
 void cps_log_commit(cps_log *log);     /* publish `settled` to the shared page; free the ring; wake who waits for it */
@@ -136,6 +173,7 @@ void cps_log_discard(cps_log *log, cps_segment *segment); /* the same for one th
 void cps_log_leave_segment(cps_log *log); /* the reader's; lets the lock go */
 bool cps_log_hopeless(const cps_log *log, uint64_t goal); /* a file below `goal` will never be synced */
 uint64_t cps_log_after(const cps_log *log, uint64_t timeout_ms); /* a deadline */
+uint64_t cps_log_age_ms(const cps_log *log, uint64_t position); /* of the record there, or about; 0 if it is not known */
 void cps_log_reserved(cps_log *log, uint64_t end); /* positions below it may be issued, now that the meta file says so */
 bool cps_log_timed_wait(cps_log *log, pthread_cond_t *condition, uint64_t deadline_ms); /* false: it has passed */
 

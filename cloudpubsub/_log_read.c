@@ -16,13 +16,14 @@ void cps_log_leave_segment(cps_log *log) {
 }
 
 /* Hold the segment that `position`, or what comes next behind it, stands in, and leave any other; NULL: that is in the
- * ring.  With the lock held, which is let go to leave a segment; so everything is looked at again until nothing moved. */
-static cps_segment *hold(cps_log *log, uint64_t *position) {
+ * ring, for which a `live` reader leaves none: the next turn may be the backlog's.  With the lock held, which is let go to
+ * leave a segment; so everything is looked at again until nothing moved. */
+static cps_segment *hold(cps_log *log, uint64_t *position, bool live) {
     for (;;) {
         *position = cps_log_next(log, *position);
         cps_segment *segment = NULL;
         if (*position < log->settled.spilled) segment = cps_store_find(&log->store, *position);
-        if (segment == log->reading) return segment;
+        if (segment == log->reading || (segment == NULL && live)) return segment;
         if (segment != NULL) segment->users++; /* before the lock is let go */
         cps_log_leave_segment(log);
         log->reading = segment;
@@ -88,9 +89,11 @@ static bool was_taken_back(const cps_segment *segment, uint64_t end, enum cps_st
 static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segment, uint64_t position,
                                                 size_t max_bytes, cps_batch *batch) {
     CPS_ASSERT(segment->base <= position && position < segment->end);
+    bool live = log->reading_live;
     uint64_t end = segment->end;
     if (end > log->settled.spilled) end = log->settled.spilled;
-    log->sent = end; /* nothing of it may be dropped while we look */
+    if (end > cps_log_next_ahead(log, position)) end = cps_log_next_ahead(log, position);
+    *cps_log_cursor(log, live) = end; /* nothing of it may be dropped while we look */
     bool sealed = segment->sealed;
     (void)pthread_mutex_unlock(&log->lock);
     cps_span span;
@@ -100,7 +103,7 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
         (void)!cps_segment_count_toll(segment, position, position, &log->scratch, &ignored);
     (void)pthread_mutex_lock(&log->lock);
     if (was_taken_back(segment, end, status, &span)) {
-        log->sent = position;
+        *cps_log_cursor(log, live) = position;
         return CPS_BUSY;
     }
     if (status == CPS_OK) {
@@ -111,51 +114,95 @@ static CPS_MUST_CHECK enum cps_status read_disk(cps_log *log, cps_segment *segme
             lose_range(log, segment, position, span.lost_end, span.lost_messages, CPS_REASON_DAMAGED);
     } else if (status == CPS_IO) {
         if (!is_given_up(log, error)) {
-            log->sent = position;
+            *cps_log_cursor(log, live) = position;
             return CPS_IO;
         }
         span.size = 0;
         span.lost_end = end;
         lose_range(log, segment, position, end, segment->messages - segment->settled_messages, CPS_REASON_UNREADABLE);
     } else {
-        log->sent = position;
+        *cps_log_cursor(log, live) = position;
         return status;
     }
     batch->bytes = span.size > 0 ? span.bytes : NULL;
     batch->size = span.size;
     batch->lost_end = span.size > 0 ? 0 : span.lost_end;
     batch->earlier_boot = segment->earlier_boot;
-    log->pads_from = span.size > 0 ? position + span.messages_size : 0;
-    log->pads_end = span.size > 0 ? position + span.size : 0;
+    unsigned stream = live && log->is_split;
+    log->pads[stream].from = span.size > 0 ? position + span.messages_size : 0;
+    log->pads[stream].end = span.size > 0 ? position + span.size : 0;
     return CPS_OK;
 }
 
-enum cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) {
+/* With the lock held: see cps_batch. */
+static uint64_t dup_below(const cps_log *log, uint64_t position) {
+    uint64_t below = log->dup_below;
+    for (uint64_t i = 0; i < log->settled.ahead_count && log->settled.ahead[i].first <= position; i++)
+        if (log->ahead_dup_below[i] > below) below = log->ahead_dup_below[i];
+    return below;
+}
+
+static CPS_MUST_CHECK enum cps_status read_stream(cps_log *log, bool live, size_t max_bytes, cps_batch *batch) {
     enum cps_status status;
     (void)pthread_mutex_lock(&log->lock);
     CPS_ASSERT(!log->reading_ring);
     uint64_t position;
     cps_segment *segment;
+    log->reading_live = live;
     do {
         do { /* `sent` may move over a dropped range while the lock is let go */
-            position = log->sent;
-            segment = hold(log, &position);
-        } while (position != cps_log_next(log, log->sent));
+            position = *cps_log_cursor(log, live);
+            segment = hold(log, &position, live && log->is_split);
+        } while (position != cps_log_next(log, *cps_log_cursor(log, live)));
         batch->position = log->read_from = position;
+        batch->dup_below = dup_below(log, position);
+        if (CPS_UNLIKELY(!live && position >= cps_log_live_first(log))) { /* the rest is the live stream's */
+            cps_log_join(log);
+            cps_log_commit(log);
+            status = CPS_EMPTY;
+            break;
+        }
         status = segment != NULL ? read_disk(log, segment, position, max_bytes, batch) : CPS_OK;
     } while (status == CPS_BUSY);
-    if (segment == NULL) {
+    if (segment == NULL && status == CPS_OK) {
         status = cps_ring_view(log->ring, position, &batch->bytes, &batch->size);
         if (status == CPS_OK) {
+            uint64_t limit = cps_log_next_ahead(log, position);
+            if (batch->size > limit - position) batch->size = (size_t)(limit - position);
             cps_ring_pin(log->ring, CPS_PIN_READER, position);
             log->reading_ring = true;
-            log->sent = position + batch->size;
+            *cps_log_cursor(log, live) = position + batch->size;
             batch->lost_end = 0;
             batch->earlier_boot = false;
         }
     }
     (void)pthread_mutex_unlock(&log->lock);
     return status;
+}
+
+enum cps_status cps_log_read(cps_log *log, size_t max_bytes, cps_batch *batch) {
+    return read_stream(log, false, max_bytes, batch);
+}
+
+enum cps_status cps_log_read_live(cps_log *log, size_t max_bytes, cps_batch *batch) {
+    return read_stream(log, true, max_bytes, batch);
+}
+
+/* With the lock held: up to where the live stream was read. */
+static void live_read_done(cps_log *log, uint64_t read_to) {
+    cps_ahead *range = cps_log_live_range(log);
+    CPS_ASSERT(read_to <= log->live);
+    log->live = read_to > range->end ? read_to : range->end;
+    bool is_moved = log->live > range->sent;
+    if (is_moved) range->sent = log->live;
+    uint64_t end = range->end < log->live ? cps_log_over_pads(log, true, range->end) : range->end;
+    if (end != range->end && end == log->live) {
+        range->end = end;
+        cps_log_normalise(log);
+        cps_log_commit(log);
+    } else if (is_moved) {
+        cps_shared_commit_settled(log->home.shared, &log->settled);
+    }
 }
 
 void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) {
@@ -165,6 +212,11 @@ void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) {
         log->reading_ring = false;
         if (log->producers_waiting > 0) (void)pthread_cond_broadcast(&log->room);
     }
+    if (CPS_UNLIKELY(log->reading_live && log->is_split)) {
+        live_read_done(log, log->read_from + consumed_bytes);
+        (void)pthread_mutex_unlock(&log->lock);
+        return;
+    }
     CPS_ASSERT(log->read_from + consumed_bytes <= log->sent);
     log->sent = log->read_from + consumed_bytes;
     if (log->sent < log->settled.head) log->sent = log->settled.head;
@@ -173,9 +225,10 @@ void cps_log_read_done(cps_log *log, uint64_t consumed_bytes) {
         cps_shared_commit_settled(log->home.shared, &log->settled);
         CPS_CRASH_POINT("read-noted");
     }
-    if (log->settled.head < log->sent && cps_log_over_pads(log, log->settled.head) == log->sent) {
+    if (log->settled.head < log->sent && cps_log_over_pads(log, false, log->settled.head) == log->sent) {
         log->settled.head = log->sent;
         cps_log_normalise(log);
+        cps_log_join(log);
         cps_log_commit(log);
     }
     (void)pthread_mutex_unlock(&log->lock);
@@ -189,27 +242,45 @@ bool cps_log_arm(cps_log *log) {
     return empty;
 }
 
+bool cps_log_arm_live(cps_log *log, bool also_backlog) {
+    (void)pthread_mutex_lock(&log->lock);
+    uint64_t next = cps_log_next(log, *cps_log_cursor(log, true));
+    bool empty = !(also_backlog && log->is_split) || cps_log_next(log, log->sent) >= cps_log_live_first(log);
+    empty = empty && next >= log->settled.spilled && cps_ring_arm(log->ring, CPS_WAKE_READER, next);
+    (void)pthread_mutex_unlock(&log->lock);
+    return empty;
+}
+
 void cps_log_rewind(cps_log *log) {
     (void)pthread_mutex_lock(&log->lock);
     cps_log_leave_segment(log); /* without a link nobody reads for long; a dropped file must not wait for that */
     log->sent = log->settled.head;
+    if (log->is_split) log->live = cps_log_live_range(log)->end;
+    if (log->settled.sent_max > log->dup_below) log->dup_below = log->settled.sent_max;
+    for (uint64_t i = 0; i < log->settled.ahead_count; i++) log->ahead_dup_below[i] = log->settled.ahead[i].sent;
     if (log->storage == CPS_STORAGE_FULL) { /* what was in flight may be dropped now, where that is the policy */
         log->retry_at_ms = 0;
         (void)pthread_cond_signal(&log->work);
     }
     cps_log_normalise(log);
+    cps_log_join(log);
     cps_log_commit(log);
     (void)pthread_mutex_unlock(&log->lock);
 }
 
 /* `view`, but for CPS_BUSY: again. */
 static CPS_MUST_CHECK enum cps_status look_once(cps_log *log, uint64_t *position, size_t max_bytes, cps_span *span) {
-    cps_segment *segment = hold(log, position);
+    cps_segment *segment = hold(log, position, false);
+    uint64_t limit = cps_log_next_ahead(log, *position);
     span->position = *position;
     span->lost_end = 0;
     span->size = 0;
-    if (segment == NULL) return cps_ring_view(log->ring, *position, &span->bytes, &span->size);
-    uint64_t end = segment->end;
+    if (segment == NULL) {
+        enum cps_status found = cps_ring_view(log->ring, *position, &span->bytes, &span->size);
+        if (found == CPS_OK && span->size > limit - *position) span->size = (size_t)(limit - *position);
+        return found;
+    }
+    uint64_t end = segment->end < limit ? segment->end : limit;
     int error = 0;
     if (segment->kept_aside && *position >= segment->given_up_from && *position < segment->lost_below) {
         span->size = 0; /* counted as lost and never read, though it could be by now */
@@ -238,11 +309,12 @@ static CPS_MUST_CHECK enum cps_status view(cps_log *log, uint64_t *position, siz
     return status;
 }
 
-/* The message at `position`, between head and sent, as a run that starts with it.  With the lock held.  CPS_OK;
+/* The message at `position`, which is in flight, as a run that starts with it.  With the lock held.  CPS_OK;
  * CPS_UNKNOWN; CPS_IO; CPS_NO_MEMORY. */
 static CPS_MUST_CHECK enum cps_status find(cps_log *log, uint64_t position, cps_record *record, cps_span *span) {
     uint64_t there = position;
-    if (position < log->settled.head || position >= log->sent || position % CPS_RECORD_ALIGN != 0) return CPS_UNKNOWN;
+    uint64_t read_to = position >= cps_log_live_first(log) ? log->live : log->sent;
+    if (position < log->settled.head || position >= read_to || position % CPS_RECORD_ALIGN != 0) return CPS_UNKNOWN;
     if (cps_log_next(log, position) != position) return CPS_UNKNOWN;
     enum cps_status status = view(log, &there, CPS_RECORD_HEADER_BYTES, span);
     if (status == CPS_EMPTY) return CPS_UNKNOWN;

@@ -92,7 +92,7 @@ void cps_log_commit(cps_log *log) {
     (void)pthread_cond_broadcast(&log->settled_moved);
 }
 
-uint64_t cps_log_next(const cps_log *log, uint64_t position) {
+static inline uint64_t next_stored(const cps_log *log, uint64_t position) {
     if (position < log->settled.spilled) {
         const cps_segment *segment = cps_store_find(&log->store, position);
         if (segment != NULL && segment->base < log->settled.spilled)
@@ -102,12 +102,25 @@ uint64_t cps_log_next(const cps_log *log, uint64_t position) {
     return position > low ? position : low;
 }
 
+static uint64_t next_pending(const cps_log *log, uint64_t position) {
+    uint64_t there = next_stored(log, position);
+    while ((position = cps_log_over_ahead(log, there)) != there) there = next_stored(log, position);
+    return there;
+}
+
+uint64_t cps_log_next(const cps_log *log, uint64_t position) {
+    if (CPS_UNLIKELY(log->settled.ahead_count > 0)) return next_pending(log, position);
+    return next_stored(log, position);
+}
+
 void cps_log_normalise(cps_log *log) {
     if (log->sent == log->settled.head) {
         /* Nothing is in flight, so what comes next is the oldest. */
         uint64_t next = log->settled.spilled > log->settled.head ? cps_log_next(log, log->settled.head) : log->settled.head;
+        if (log->is_split) next = smaller(next, cps_log_live_first(log)); /* see cps_log_join */
         log->settled.head = log->sent = next;
     }
+    if (log->settled.ahead_count > 0) cps_log_pass_ahead(log);
     while (log->store.first != NULL && log->store.first->end <= log->settled.head) {
         cps_segment *segment = log->store.first;
         if (segment == log->active && log->spilling) break; /* its next records are on their way */
@@ -166,9 +179,17 @@ void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages,
     if (log->config.notify != NULL) log->config.notify(log->config.notify_user);
 }
 
+/* Is something of it on the wire? */
+static bool is_in_flight(const cps_log *log, const cps_segment *segment) {
+    if (segment->base < log->sent && log->sent != log->settled.head) return true;
+    if (!log->is_split) return false;
+    uint64_t from = log->settled.ahead[log->settled.ahead_count - 1].end;
+    return from != log->live && segment->base < log->live && segment->end > from;
+}
+
 cps_segment *cps_log_victim(const cps_log *log) {
     cps_segment *victim = log->store.first;
-    while (victim != NULL && victim->base < log->sent && log->sent != log->settled.head) victim = victim->next;
+    while (victim != NULL && is_in_flight(log, victim)) victim = victim->next;
     if (victim == log->active) return NULL;
     for (unsigned i = 0; i < CPS_VICTIMS; i++)
         if (log->settled.victims[i] == 0) return victim;
@@ -176,7 +197,7 @@ cps_segment *cps_log_victim(const cps_log *log) {
 }
 
 void cps_log_drop_segment(cps_log *log, cps_segment *victim) {
-    uint64_t first = victim->base > log->settled.head ? victim->base : log->settled.head;
+    uint64_t first = cps_log_settled_in(log, victim);
     uint64_t messages = victim->messages - victim->settled_messages;
     uint64_t bytes = victim->message_bytes - victim->settled_bytes;
     uint64_t end = victim->end;
@@ -200,10 +221,11 @@ static bool drop_from_ring(cps_log *log, uint64_t span) {
     uint64_t low = cps_log_low(log), published = cps_ring_published(log->ring);
     bool nothing_in_flight = log->sent == log->settled.head;
     if (log->spilling || (log->sent > low && !nothing_in_flight) || log->reading_ring) return false;
+    if (low >= cps_log_live_first(log) && log->live > low) return false; /* in flight too */
     if (cps_ring_low(log->ring) < low) return false; /* power mode: written, and waiting for its sync */
-    uint64_t at = low, messages = 0, bytes = 0;
+    uint64_t at = low, messages = 0, bytes = 0, limit = cps_log_next_ahead(log, low); /* what is settled is not dropped */
     uint64_t needed = span + cps_ring_record_max(log->home.ring_bytes); /* with the pad that may come before it */
-    while (published + needed - at > log->home.ring_bytes) {
+    while (at < limit && published + needed - at > log->home.ring_bytes) {
         const uint8_t *view;
         size_t size;
         cps_record record;
@@ -374,19 +396,23 @@ static void end_otherwise(cps_log *log, const cps_loss *loss) {
     cps_log_lose(log, loss->first, loss->end, loss->messages, loss->bytes, loss->reason);
 }
 
-void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n) {
+/* `live`: of the live stream, where there are two. */
+static void settle(cps_log *log, bool live, uint64_t to, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n) {
     uint64_t all = messages, all_bytes = bytes;
     for (size_t i = 0; i < n; i++) {
         all += ended[i].messages;
         all_bytes += ended[i].bytes;
     }
     (void)pthread_mutex_lock(&log->lock);
-    CPS_ASSERT(head >= log->settled.head);
-    CPS_ASSERT(head <= log->sent);
-    head = cps_log_over_pads(log, head);
+    bool is_ahead = live && log->is_split;
+    uint64_t *cursor = is_ahead ? &cps_log_live_range(log)->end : &log->settled.head;
+    CPS_ASSERT(to >= *cursor);
+    CPS_ASSERT(to <= *cps_log_cursor(log, live));
+    to = cps_log_over_pads(log, live, to);
     CPS_CRASH_POINT("settle-begin");
-    settle_in_segments(log, log->settled.head, head, all, all_bytes);
-    log->settled.head = head;
+    settle_in_segments(log, *cursor, to, all, all_bytes);
+    *cursor = to;
+    log->ahead_moved |= is_ahead;
     log->settled.acked_messages += messages;
     log->settled.acked_bytes += bytes;
     for (size_t i = 0; i < n; i++) end_otherwise(log, &ended[i]);
@@ -395,24 +421,38 @@ void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t byt
         (void)pthread_cond_signal(&log->work);
     }
     cps_log_normalise(log);
+    if (log->is_split) cps_log_join(log);
     cps_log_commit(log);
     CPS_CRASH_POINT("settle-committed");
     if (log->reading != NULL && log->reading->retired) cps_log_leave_segment(log); /* so that its file can go */
     (void)pthread_mutex_unlock(&log->lock);
 }
 
-enum cps_status cps_log_wait_settled(cps_log *log, uint64_t position, uint64_t timeout_ms) {
+void cps_log_settle(cps_log *log, uint64_t head, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n) {
+    settle(log, false, head, messages, bytes, ended, n);
+}
+
+void cps_log_settle_live(cps_log *log, uint64_t end, uint64_t messages, uint64_t bytes, const cps_loss *ended, size_t n) {
+    settle(log, true, end, messages, bytes, ended, n);
+}
+
+/* Under the lock: with `all` everything before it too. */
+static bool is_over(const cps_log *log, uint64_t position, bool all) {
+    return all ? position < log->settled.head : cps_log_is_settled(log, position);
+}
+
+enum cps_status cps_log_wait_settled(cps_log *log, uint64_t position, bool all, uint64_t timeout_ms) {
     uint64_t deadline = cps_log_after(log, timeout_ms);
     enum cps_status status = CPS_OK;
     (void)pthread_mutex_lock(&log->lock);
-    while (log->settled.head <= position) {
+    while (!is_over(log, position, all)) {
         status = CPS_CLOSED;
         if (log->shut) break;
         status = CPS_TIMEOUT;
         if (!cps_log_timed_wait(log, &log->settled_moved, deadline)) break;
         status = CPS_OK;
     }
-    if (log->settled.head > position) status = CPS_OK;
+    if (is_over(log, position, all)) status = CPS_OK;
     (void)pthread_mutex_unlock(&log->lock);
     return status;
 }
@@ -465,19 +505,18 @@ size_t cps_log_take_losses(cps_log *log, cps_loss *out, size_t room) {
     return n;
 }
 
-/* Under the lock. */
-static uint64_t oldest_age_ms(const cps_log *log) {
+uint64_t cps_log_age_ms(const cps_log *log, uint64_t position) {
     const cps_io *io = log->io;
     uint64_t now = io->boottime_ms(io->context), stamp = 0;
-    if (log->settled.head < log->settled.spilled) {
-        const cps_segment *segment = cps_store_find(&log->store, log->settled.head);
+    if (position < log->settled.spilled) {
+        const cps_segment *segment = cps_store_find(&log->store, position);
         if (segment != NULL && segment->oldest_stamp_ms == 0) {
             uint64_t wall = io->wall_ms(io->context); /* of another boot: only the wall clock spans both */
             return segment->oldest_wall_ms != 0 && wall > segment->oldest_wall_ms ? wall - segment->oldest_wall_ms : 0;
         }
         if (segment != NULL) stamp = segment->oldest_stamp_ms;
     } else {
-        uint64_t at = log->settled.head;
+        uint64_t at = position;
         const uint8_t *bytes;
         size_t size;
         cps_record record = {.is_pad = true};
@@ -506,7 +545,7 @@ void cps_log_stats_now(cps_log *log, cps_log_stats *out) {
     out->pending_messages = out->produced.messages - out->produced.refused - s->acked_messages - s->dropped_messages -
                             s->dead_messages;
     out->pending_bytes = out->produced.bytes - out->produced.refused_bytes - s->acked_bytes - s->dropped_bytes - s->dead_bytes;
-    out->oldest_age_ms = oldest_age_ms(log);
+    out->oldest_age_ms = cps_log_age_ms(log, s->head);
     out->spilled_bytes = log->spilled_bytes;
     out->syncs = log->syncs;
     out->damaged_ranges = log->damaged_ranges;

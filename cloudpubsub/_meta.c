@@ -9,12 +9,16 @@
 
 static const uint8_t magic[8] = {'C', 'P', 'S', 'M', 'E', 'T', 'A', '1'};
 
-enum { AT_WORDS = 64, AT_LEDGER = 256, AT_IDENTITY = 512, AT_ENTRIES = 1600, AT_CRC = CPS_META_SLOT_BYTES - 4 };
+enum { AT_WORDS = 64, AT_AHEAD_SENT = 208, AT_LEDGER = 256, AT_AHEAD = 416, AT_IDENTITY = 512, AT_ENTRIES = 1600, AT_CRC = CPS_META_SLOT_BYTES - 4 };
 
 #define CPS_COUNT_MAX 0x0800000000000000u /* 2^59: no counter comes near */
 
-_Static_assert(AT_WORDS + 8 * (CPS_PRODUCED_WORDS + CPS_SETTLED_WORDS) <= AT_LEDGER, "counters reach the ledger");
-_Static_assert(AT_LEDGER + 8 * CPS_LEDGER_HEAD_WORDS <= AT_IDENTITY, "the ledger reaches the identity");
+enum { COUNTER_WORDS = CPS_SETTLED_PLAIN_WORDS - 1 }; /* without the number of ranges */
+
+_Static_assert(AT_WORDS + 8 * (CPS_PRODUCED_WORDS + COUNTER_WORDS) <= AT_AHEAD_SENT, "counters reach the ranges");
+_Static_assert(AT_AHEAD_SENT + 8 * CPS_AHEAD_MAX <= AT_LEDGER, "the ranges reach the ledger");
+_Static_assert(AT_LEDGER + 8 * CPS_LEDGER_HEAD_WORDS <= AT_AHEAD, "the ledger reaches the ranges");
+_Static_assert(AT_AHEAD + 16 * CPS_AHEAD_MAX <= AT_IDENTITY, "the ranges reach the identity");
 _Static_assert(AT_ENTRIES + 40 * CPS_LEDGER_ENTRIES <= AT_CRC, "the losses reach the checksum");
 _Static_assert(AT_IDENTITY + 2 + CPS_META_IDENTITY_MAX <= AT_ENTRIES, "identity reaches the losses");
 
@@ -33,6 +37,28 @@ static void load_words(const uint8_t *at, void *to, unsigned words) {
     }
 }
 
+static void encode_ahead(const cps_settled *settled, uint8_t slot[CPS_META_SLOT_BYTES]) {
+    size_t at = 0;
+    for (uint64_t i = 0; i < settled->ahead_count; i++) {
+        const cps_ahead *ahead = &settled->ahead[i];
+        if (ahead->first == ahead->end) continue; /* nothing is settled there yet */
+        cps_store64(slot + AT_AHEAD + 16 * at, ahead->first);
+        cps_store64(slot + AT_AHEAD + 16 * at + 8, ahead->end);
+        cps_store64(slot + AT_AHEAD_SENT + 8 * at, ahead->sent);
+        at++;
+    }
+}
+
+/* What they say is believed only after cps_log_tame_ahead. */
+static void decode_ahead(const uint8_t slot[CPS_META_SLOT_BYTES], cps_settled *settled) {
+    size_t at = 0;
+    for (; at < CPS_AHEAD_MAX && cps_load64(slot + AT_AHEAD + 16 * at + 8) != 0; at++)
+        settled->ahead[at] = (cps_ahead){.first = cps_load64(slot + AT_AHEAD + 16 * at),
+                                         .end = cps_load64(slot + AT_AHEAD + 16 * at + 8),
+                                         .sent = cps_load64(slot + AT_AHEAD_SENT + 8 * at)};
+    settled->ahead_count = at;
+}
+
 static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
     memset(slot, 0, CPS_META_SLOT_BYTES);
     memcpy(slot, magic, 8);
@@ -44,7 +70,8 @@ static void encode(const cps_meta *meta, uint8_t slot[CPS_META_SLOT_BYTES]) {
     cps_store64(slot + 48, meta->next_position);
     slot[56] = meta->clean;
     store_words(slot + AT_WORDS, &meta->produced, CPS_PRODUCED_WORDS);
-    store_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, CPS_SETTLED_WORDS);
+    store_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, COUNTER_WORDS);
+    encode_ahead(&meta->settled, slot);
     store_words(slot + AT_LEDGER, &meta->ledger, CPS_LEDGER_HEAD_WORDS);
     store_words(slot + AT_ENTRIES, meta->ledger.entries, CPS_LEDGER_WORDS - CPS_LEDGER_HEAD_WORDS);
     cps_store16(slot + AT_IDENTITY, meta->identity_bytes);
@@ -77,7 +104,8 @@ static void decode(const uint8_t slot[CPS_META_SLOT_BYTES], cps_meta *meta) {
     meta->next_position = cps_load64(slot + 48);
     meta->clean = slot[56] != 0;
     load_words(slot + AT_WORDS, &meta->produced, CPS_PRODUCED_WORDS);
-    load_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, CPS_SETTLED_WORDS);
+    load_words(slot + AT_WORDS + 8 * CPS_PRODUCED_WORDS, &meta->settled, COUNTER_WORDS);
+    decode_ahead(slot, &meta->settled);
     load_words(slot + AT_LEDGER, &meta->ledger, CPS_LEDGER_HEAD_WORDS);
     load_words(slot + AT_ENTRIES, meta->ledger.entries, CPS_LEDGER_WORDS - CPS_LEDGER_HEAD_WORDS);
     cps_ledger_tame(&meta->ledger);

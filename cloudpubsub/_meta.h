@@ -7,7 +7,8 @@
  *
  *   0 magic "CPSMETA1"   8 u32 version   12 u32 epoch   16 u64 sequence   24 spool id[16]   40 u64 generation
  *   48 u64 next_position   56 u8 clean   57 reserved[7]   64 cps_produced, cps_settled as u64 words in their order
- *   256 the ledger's words up to its entries   512 u16 identity length, identity (at most 1024 bytes)
+ *   208 u64 `sent` of up to six ranges settled ahead   256 the ledger's words up to its entries
+ *   416 u64 first, end of these ranges; 0, 0 behind the last   512 u16 identity length, identity (at most 1024 bytes)
  *   1600 the ledger's entries   4092 u32 crc32c of [0, 4092)
  *
  * A failed save may be tried again: it writes its slot anew as a whole, so nothing that a failed sync left in doubt is

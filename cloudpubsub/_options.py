@@ -8,7 +8,6 @@ Immutable, so it may be shared between threads.  Checking touches no file and no
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -133,6 +132,14 @@ class Options:
     #: for one message.  None: never.  Time that the machine was off does not count.
     ttl: float | None = setting(Seconds(0.001, 365 * _DAY_S, optional=True), None)
 
+    #: What goes out first.  "strict": everything in the order of publishing.  The others send what is published while a
+    #: backlog drains (live data) beside it: a backlog is what is 10 s old, or more than fits in `max_inflight_bytes`,
+    #: when a connection comes up.  "live_first": live data whenever there is any, the backlog with what is left.
+    #: "share": `live_share` of what is sent is live data.  Live data and each backlog arrive in order in themselves.
+    #: Without a spool, what was sent ahead takes memory until the backlog before it is gone.
+    order: Literal["strict", "live_first", "share"] = setting(Choice("strict", "live_first", "share"), "strict")
+    #: With order="share": at least so much of what is sent is live data, while there is both; the rest is backlog.
+    live_share: int = setting(Integer(1, 99, "per cent of the messages"), 50)
     #: Messages on the wire without acknowledgement, 1 to 65,534.  Derived: 10,000, or what `preset` says.
     max_inflight: int = setting(Integer(1, 65_534, "messages"), None, derived=True)
     #: Bytes on the wire without acknowledgement, so that a slow link is not taken for a dead one.  Afterwards the value
@@ -470,6 +477,8 @@ def _unknown(name: str, known: Sequence[str]) -> OptionError:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
+    import difflib  # only for who made a mistake
+
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

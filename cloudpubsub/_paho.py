@@ -92,6 +92,11 @@ class Tap:
         self.linger_until_s = 0.0
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def limit_unsent(self, size: int) -> None:
+        """Have the kernel take no more than about so many bytes that it has not sent yet."""
+        with contextlib.suppress(OSError):  # of a kernel or a socket that cannot, the queue is longer
+            self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+
     def recv(self, size: int) -> bytes:
         if not self.control:
             raise BlockingIOError

@@ -44,6 +44,9 @@ _PACKET_MAX = 1 << 20  # what a broker has to say to a publisher is tiny
 _PUBLISH_MIN = 8  # bytes of the smallest PUBLISH of QoS 1: a topic of one letter and no payload
 _ANY_MESSAGES = 0xFFFFFFFF
 _READ_RETRY_S = 1.0
+_BACKLOG_S = 10.0  # how old it is when a connection comes up
+_BACKLOGS_MAX = 6  # CPS_AHEAD_MAX
+_UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 # Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
 # rate, quota, administrative, another server (twice), connection rate, maximum connect time.
@@ -73,6 +76,8 @@ class Publisher(Connection):
         id_prefix: bytes,
         hook: Callable[[Message, int, int], bytes] | None = None,
     ) -> None:
+        # Per cent of what is sent; 0: there is one stream.
+        self._live_share = {"strict": 0, "live_first": 100, "share": options.live_share}[options.order]
         self._sender = Sender(
             log,
             options.max_inflight,
@@ -82,6 +87,7 @@ class Publisher(Connection):
             id_prefix,
             options.message_ids,
             hook,
+            self._live_share,
         )
         super().__init__(
             options, "cloudpubsub-publish", options.client_id, self._sender, log.wake_fd, on_up, on_down
@@ -110,6 +116,7 @@ class Publisher(Connection):
         self._refused_pause = Backoff(options.reconnect_min, options.reconnect_max)
         self._again_s: float | None = None  # sending stands still for a refused message, and goes on then
         self._suspicion = Suspicion()
+        self._blamed: list[int] = []  # with two streams: the oldest in flight of each when the link dropped last
         self._control_s: float | None = None  # since when a message stands in for the suspect
         self._control_acked_s: float | None = None
         self._sleep_until_s = math.inf  # for what holds sending up
@@ -159,11 +166,25 @@ class Publisher(Connection):
         self._sender.broker(
             limits.receive_maximum, limits.maximum_packet_size, limits.topic_alias_maximum, limits.retain_available
         )
+        if self._live_share:
+            self._part_streams(control)
         if self._suspicion.is_control:
             self._begin_control()
         self._narrow()
         self._was_established = True
         self._spool_log.link(True)
+
+    def _part_streams(self, control: Control) -> None:
+        """What is published from now on is not to wait for a long backlog."""
+        if control.tap is not None:
+            control.tap.limit_unsent(_UNSENT_BYTES)  # else live data waits there, behind the backlog
+        # What is suspected or refused may be of the live stream, and is not to become a part of the backlog.
+        may_begin = self._suspicion.suspect is None and not self._refusals
+        if self._sender.split(int(_BACKLOG_S * 1000), may_begin):
+            self._log.log(
+                logging.WARNING, "split", "%s: there are backlogs of %d outages: that of one more is sent in order",
+                self._name, _BACKLOGS_MAX,
+            )  # fmt: skip
 
     def _lost(self) -> None:
         try:
@@ -194,6 +215,8 @@ class Publisher(Connection):
         now_s = time.monotonic()
         if self._stopping or self._dead or now_s < self._read_again_s or not self._may_send(now_s):
             return None
+        if self._live_share:
+            self._focus()
         messages, size = self.messages_rate.available(now_s), self.bytes_rate.available(now_s)
         if messages < 1 or size <= 0:
             return None
@@ -218,6 +241,16 @@ class Publisher(Connection):
             self._suspicion.give_up_control()  # there is no other to stand in for the suspect
             self._end_control()
         return self._sender.unsent() if self._sender.has_unsent() else None
+
+    def _focus(self) -> None:
+        """While a message is suspected or refused, its stream alone is sent, so that it comes to its turn."""
+        position = None
+        if self._suspicion.is_watching or self._refusals:
+            self._note_fronts()  # what was dropped moves them too, and nothing else may come to tell
+            position = self._suspicion.suspect
+            if position is None:
+                position = self._refusals.newest
+        self._sender.focus(position, self._control_s is not None)
 
     def _may_send(self, now_s: float) -> bool:
         """Whether something new may be sent, for all that is known of refused and suspected messages."""
@@ -255,7 +288,7 @@ class Publisher(Connection):
             self._sleep_until_s = next_send_s
             return True
         # The window was full when it was last looked at; only what is in flight can wake us.
-        return (self._sender.window_full and self.inflight > 0) or self._spool_log.arm()
+        return (self._sender.window_full and self.inflight > 0) or self._sender.arm()
 
     def _next_send_s(self) -> float:
         """When sending may go on, where something other than the window and the log holds it up."""
@@ -313,10 +346,15 @@ class Publisher(Connection):
         if self._again_s is None:
             self._refused_pause.reset()
         if self._suspicion.is_watching or self._refusals:
-            head = self._spool_log.stats()["head"]
-            self._refusals.forget_below(head)
-            self._suspicion.moved(head)
-            self._narrow()
+            self._note_fronts()
+
+    def _note_fronts(self) -> None:
+        def front(position: int) -> int:
+            return self._sender.front(position)[0]
+
+        self._refusals.moved(front)
+        self._suspicion.moved(front)
+        self._narrow()
 
     def _note_drain(self, now_s: float) -> None:
         stats = self._spool_log.stats()
@@ -441,8 +479,16 @@ class Publisher(Connection):
         # Where it was we who gave the link up, or the broker says what else it was, no message is to blame.
         hung_up = self._was_closed and self._inbound.disconnect not in _NOBODYS_FAULT
         soon = hung_up and time.monotonic() - self._oldest_s < self._options.poison_window
-        sent_end = self._spool_log.stats()["sent"]
-        culprit = self._suspicion.dropped(self._oldest, sent_end, self.inflight, soon)
+        oldest = self._oldest
+        if self._live_share:
+            # Of two streams, whatever is to blame is the oldest in flight of its own each time.
+            candidates = self._sender.oldest()
+            again = [position for position in candidates if position in self._blamed]
+            self._blamed = candidates
+            if again and oldest not in again:
+                oldest = again[-1]
+        sent_end = 0 if oldest is None else self._sender.front(oldest)[1]
+        culprit = self._suspicion.dropped(oldest, sent_end, self.inflight, soon)
         if culprit is None:
             return
         reason = "the broker hangs up whenever it is sent, and takes others"

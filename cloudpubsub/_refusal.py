@@ -5,6 +5,7 @@ A table, and the few counts that it needs; no I/O, no clock, no threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from paho.mqtt.packettypes import PacketTypes
@@ -52,7 +53,12 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._tries)
 
-    def forget_below(self, head: int) -> None:
-        """Everything before `head` is settled."""
-        for position in [one for one in self._tries if one < head]:
+    @property
+    def newest(self) -> int | None:
+        """Highest position of them; None: there is none."""
+        return max(self._tries, default=None)
+
+    def moved(self, front: Callable[[int], int]) -> None:
+        """`front` tells of a position up to where everything of its stream is settled."""
+        for position in [one for one in self._tries if one < front(one)]:
             del self._tries[position]

@@ -70,6 +70,7 @@ typedef struct cps_segment {
     bool overlong;          /* its file holds records behind `end` that were taken back */
     bool retired;           /* taken out of the log, to be removed once nobody reads it */
     bool patchy;            /* scanned, with damage in it: what was lost there is an estimate */
+    bool patchy_before;     /* at open: there is damage in that beginning of it that is settled */
     unsigned users;         /* readers and appenders that hold it outside the lock */
     uint64_t unsynced_since_ms; /* monotonic; when the oldest byte that may not be durable was written */
     uint64_t oldest_stamp_ms;   /* of the first record (boottime), if it was written in this boot; else 0 */

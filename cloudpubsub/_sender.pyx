@@ -5,6 +5,7 @@ It stands between log and socket: packets are framed natively from the log into 
 the way.  It belongs to one thread, the owner of the connection.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -24,8 +25,25 @@ cdef enum:
     SWEEPS = 256  # so often at once
     WINDOW_MIN = 32  # entries: what is held takes a place too, however few may be in flight
     ENDINGS = 16  # CPS_WINDOW_ENDINGS
+    # Two streams:
+    TURN = 16  # messages of the backlog for which it waits to have earned them
+    TURN_BYTES = 16 * 1024  # of the backlog that are framed before live data is looked for again
+    LIVE_FIRST = 100  # per cent
+    BOTH = 0  # what is sent
+    BACKLOG = 1
+    LIVE = 2
 
 ANY_BYTES = (1 << 64) - 1
+
+
+cdef inline cps_loss loss_of(const cps_ending *ending) noexcept nogil:
+    cdef cps_loss loss
+    loss.first = ending.first
+    loss.end = ending.end
+    loss.messages = ending.messages
+    loss.bytes = ending.bytes
+    loss.reason = CPS_REASON_DEAD if ending.fate == CPS_FATE_DEAD else CPS_REASON_EXPIRED
+    return loss
 
 
 cdef class Sender(_Inbound):
@@ -39,6 +57,8 @@ cdef class Sender(_Inbound):
         level: Protocol level, 4 or 5.
         id_prefix: What each message's id begins with.
         carry_ids: Level 5: each packet carries its id as a user property.
+        live_share: Per cent of the messages that the live stream has at least, while it and a backlog have something to
+            send; 100: the backlog has what is left.  0: there is one stream, in order.
         hook: Called for each message that is framed, with the message, its end in the log and that of the one before;
             the payload that it returns is sent.  None: payloads are sent as they are, and no message becomes a Python object.
     """
@@ -48,9 +68,19 @@ cdef class Sender(_Inbound):
     cdef cps_wire_aliases aliases
     cdef uint8_t *out
     cdef size_t out_size, out_start, out_end
-    cdef uint64_t dup_below, told_head, told_messages, told_bytes
-    cdef uint64_t after  # where the message before the next one ended,
-    cdef uint64_t read_end  # and where reading has got to; they differ by pads
+    cdef uint64_t told_head, told_messages, told_bytes
+    # Of each stream (where there is one, the first counts):
+    cdef uint64_t after[2]  # where the message before the next one ended,
+    cdef uint64_t read_end[2]  # and where reading has got to; they differ by pads
+    cdef bint is_split  # as the log is, and the window
+    cdef uint64_t live_first  # where the live stream began
+    cdef uint64_t told_live_head, told_live_messages, told_live_bytes
+    cdef uint32_t live_share
+    cdef uint32_t credit  # hundredths of messages that the backlog has earned
+    cdef int only  # BOTH, or the only stream that is sent,
+    cdef bint only_to_hold  # until as many of it are held as are to be
+    cdef bint backlog_empty  # when it was last looked at
+    cdef int stop  # a cps_wire_stop: why the last batch ended
     cdef uint32_t max_inflight
     cdef uint64_t max_inflight_bytes
     cdef uint32_t broker_packet_max
@@ -74,7 +104,7 @@ cdef class Sender(_Inbound):
         self.out = NULL
 
     def __init__(self, Log log not None, uint32_t max_inflight, uint64_t max_inflight_bytes, uint32_t packet_max=65536,
-                 int level=CPS_WIRE_LEVEL_311, bytes id_prefix=b"", bint carry_ids=False, hook=None):
+                 int level=CPS_WIRE_LEVEL_311, bytes id_prefix=b"", bint carry_ids=False, hook=None, uint32_t live_share=0):
         if len(id_prefix) > CPS_WIRE_ID_PREFIX_MAX:
             raise ValueError("id_prefix: too long")
         self.log = log
@@ -84,7 +114,7 @@ cdef class Sender(_Inbound):
         self.hooked = hook is not None
         self.max_inflight = max_inflight
         self.max_inflight_bytes = max_inflight_bytes
-        self.dup_below = log.stats()["sent_max"]
+        self.live_share = min(live_share, <uint32_t>LIVE_FIRST)
         self.out_size = OUT_BYTES
         self.out = <uint8_t *>malloc(self.out_size)
         if self.out == NULL:
@@ -113,8 +143,6 @@ cdef class Sender(_Inbound):
                 self.tell_head()
         finally:
             self.log.leave()
-        stats = self.log.stats()
-        self.dup_below = max(self.dup_below, <uint64_t>stats["sent_max"])
         cps_window_restart(self.window)
         self.told_head = 0
         self.to_hold = 0
@@ -122,7 +150,83 @@ cdef class Sender(_Inbound):
         self.unsendable = None
         self.refusals = []
         self.log.rewind()
-        self.after = self.read_end = self.log.stats()["head"]
+        self.begin_streams()
+
+    def split(self, uint64_t age_ms, bint may_begin=True):
+        """The connection is up and nothing has been framed: what is published from now on need not wait for a backlog.
+
+        That is what is `age_ms` old, or more than fits in the window.  Without `may_begin` it is not looked for.  Returns
+        whether there is one that has to be sent in order all the same, because there are too many already.
+        """
+        cdef cps_split split
+        if self.live_share == 0:
+            return False
+        self.log.enter()
+        try:
+            with nogil:
+                split = self.log.c_split(age_ms, self.max_inflight_bytes, may_begin)
+        finally:
+            self.log.leave()
+        self.begin_streams()
+        return split == CPS_SPLIT_FULL
+
+    cdef int begin_streams(self) except -1:
+        """Nothing is in the window: take over how many streams the log has, and where they stand."""
+        cdef cps_fronts fronts
+        self.log.check()
+        self.log.c_fronts(&fronts)
+        self.after[0] = self.read_end[0] = fronts.head
+        self.is_split = self.log.c_is_split()
+        self.backlog_empty = False
+        if self.is_split:
+            self.after[1] = self.read_end[1] = fronts.live_end
+            self.live_first = fronts.live_first
+            self.told_live_head = self.told_live_messages = self.told_live_bytes = 0
+            self.credit = 0
+            cps_window_forget(self.window, fronts.live_first, fronts.live_end)
+            cps_window_split(self.window, fronts.live_first)
+        return 0
+
+    cdef bint join_if_over(self) noexcept nogil:
+        """The log has one stream again: so has the window.  Returns whether that is new."""
+        if not self.is_split or self.log.c_is_split():
+            return False
+        cps_window_join(self.window)
+        self.is_split = False
+        self.after[0] = self.after[1]
+        self.read_end[0] = self.read_end[1]
+        self.told_head = self.told_live_head
+        return True
+
+    def focus(self, position, bint to_hold=False):
+        """Send only the stream in which the message at `position` stands; None: both, where there are two.
+
+        With `to_hold` only until what `hold` asked for is held, or nothing is left of it; then any other may be sent.
+        """
+        self.only = BOTH
+        self.only_to_hold = to_hold
+        if position is not None and self.is_split:
+            self.only = LIVE if <uint64_t>position >= self.live_first else BACKLOG
+
+    cdef inline int stream_now(self) noexcept nogil:
+        return BOTH if self.only_to_hold and self.to_hold == 0 else self.only
+
+    def front(self, uint64_t position):
+        """Of the stream in which `position` lies: (up to there everything is settled, up to there it was read)."""
+        cdef cps_fronts fronts
+        self.log.check()
+        self.log.c_fronts(&fronts)
+        if position >= fronts.live_first:
+            return fronts.live_end, fronts.live_sent
+        return fronts.head, fronts.sent
+
+    def arm(self):
+        """True: there is nothing to frame, and the log's `wake_fd` becomes readable with the next message."""
+        if not self.is_split:
+            return self.log.arm()
+        if self.stream_now() == BACKLOG:
+            return self.backlog_empty  # only an acknowledgement, or a loss, can bring more
+        return self.log.arm_live(self.stream_now() == BOTH)
 
     def broker(self, uint32_t receive_maximum=65535, uint32_t packet_max=CPS_WIRE_PACKET_MAX, uint16_t alias_max=0,
                bint retain_available=True):
@@ -153,14 +257,12 @@ cdef class Sender(_Inbound):
             return 0
         self.unsendable = None
         memset(&source, 0, sizeof(source))
-        source.dup_below = self.dup_below
         source.now_ms = now_ms
         source.boot_ms = boot_ms
         source.level = <uint8_t>self.level
         source.packet_bytes_max = self.broker_packet_max
         source.no_retain = self.no_retain
         source.aliases = &self.aliases
-        source.after = &self.after
         if self.carry_ids:
             source.id_prefix = <const uint8_t *>PyBytes_AS_STRING(self.id_prefix)
             source.id_prefix_bytes = <uint16_t>len(self.id_prefix)
@@ -173,7 +275,10 @@ cdef class Sender(_Inbound):
                     source.messages_max = messages_max - messages
                     source.bytes_max = bytes_max - self.out_end
                     source.hold_messages = self.to_hold
-                    status = self.frame_batch(&source, &messages)
+                    if self.is_split:
+                        status = self.frame_turn(&source, &messages)
+                    else:
+                        status = self.frame_batch(&source, &messages, False)
         finally:
             self.log.leave()
         if status != CPS_OK and status != CPS_EMPTY and status != CPS_FULL:
@@ -182,21 +287,68 @@ cdef class Sender(_Inbound):
         self.framed_bytes += self.out_end
         return messages
 
-    cdef cps_status frame_batch(self, cps_wire_source *source, uint32_t *messages) noexcept nogil:
+    @cython.cdivision(True)
+    cdef cps_status frame_turn(self, cps_wire_source *source, uint32_t *messages) noexcept nogil:
+        """A run of records of one of two streams, whose turn it is."""
+        cdef cps_status status = CPS_EMPTY
+        cdef uint32_t room = source.messages_max, before = messages[0]
+        # What the live stream sends earns the backlog its share, by the hundredth of a message.
+        cdef int only = self.stream_now()
+        cdef bint shares = self.live_share < LIVE_FIRST and only == BOTH
+        cdef bint has_earned = shares and self.credit >= TURN * self.live_share
+        if only != BACKLOG and not has_earned:
+            if shares:
+                source.messages_max = min(room, 1 + (TURN * self.live_share - self.credit) // (LIVE_FIRST - self.live_share))
+            cps_window_turn(self.window, True)
+            status = self.frame_batch(source, messages, True)
+            if shares:
+                self.credit += (messages[0] - before) * (LIVE_FIRST - self.live_share)
+            if status == CPS_EMPTY and self.only_to_hold:
+                self.only = BOTH
+        if status == CPS_EMPTY and self.stream_now() != LIVE:
+            source.messages_max = room
+            source.hold_messages = self.to_hold
+            if has_earned:
+                source.messages_max = min(room, self.credit // self.live_share)
+            source.bytes_max = min(source.bytes_max, <uint64_t>TURN_BYTES)
+            before = messages[0]
+            cps_window_turn(self.window, False)
+            status = self.frame_batch(source, messages, False)
+            self.backlog_empty = status == CPS_EMPTY
+            if self.backlog_empty and self.only_to_hold:
+                self.only = BOTH
+            if self.backlog_empty and (has_earned or self.stream_now() != only):
+                self.credit = 0
+                status = CPS_OK  # the live stream's turn
+            elif has_earned:
+                self.credit -= (messages[0] - before) * self.live_share
+            elif status == CPS_OK and messages[0] > before:
+                status = CPS_FULL  # live data may have come
+        if status == CPS_FULL and self.stop == CPS_WIRE_LIMIT and source.messages_max < room:
+            status = CPS_OK  # only the turn is over
+        if self.join_if_over() and status == CPS_EMPTY:
+            status = CPS_OK
+        return status
+
+    cdef cps_status frame_batch(self, cps_wire_source *source, uint32_t *messages, bint live) noexcept nogil:
         """One run of records.  CPS_EMPTY: the log ends here; CPS_FULL: the buffer is, or a message is held for good."""
         cdef cps_batch batch
         cdef cps_wire_framed framed
         cdef uint8_t *grown
-        cdef cps_status status = self.log.c_read(READ_BYTES, &batch)
+        cdef cps_status status
+        if live:
+            status = self.log.c_read_live(READ_BYTES, &batch)
+        else:
+            status = self.log.c_read(TURN_BYTES if self.is_split else READ_BYTES, &batch)
         if status != CPS_OK:
             return status
-        if batch.position != self.read_end:
-            self.after = batch.position  # a hole: what was there was dropped
+        if batch.position != self.read_end[live]:
+            self.after[live] = batch.position  # a hole: what was there was dropped
         if batch.size == 0:  # lost on the disk, and counted
             status = cps_window_pass(self.window, batch.position, batch.lost_end)
             self.log.c_read_done(batch.lost_end - batch.position if status == CPS_OK else 0)
             if status == CPS_OK:
-                self.after = self.read_end = batch.lost_end
+                self.after[live] = self.read_end[live] = batch.lost_end
             self.window_full = status != CPS_OK
             self.tell_head()
             return status
@@ -204,13 +356,16 @@ cdef class Sender(_Inbound):
         source.size_bytes = batch.size
         source.position = batch.position
         source.earlier_boot = batch.earlier_boot
+        source.dup_below = batch.dup_below
+        source.after = &self.after[live]
         if self.hooked:
             with gil:
                 status = self.frame_hooked(source, &framed)
         else:
             status = cps_wire_frame(source, self.window, self.out + self.out_end, self.out_size - self.out_end, &framed)
         self.log.c_read_done(framed.consumed_bytes)
-        self.read_end = batch.position + framed.consumed_bytes
+        self.read_end[live] = batch.position + framed.consumed_bytes
+        self.stop = framed.stop
         self.out_end += framed.produced_bytes
         messages[0] += framed.messages
         self.to_hold -= min(self.to_hold, framed.held)
@@ -259,7 +414,7 @@ cdef class Sender(_Inbound):
             if not record.is_pad:
                 message = message_at(one.at, &record)
                 try:
-                    payload = self.hook(message, position + span, self.after)
+                    payload = self.hook(message, position + span, source.after[0])
                 except BaseException:  # the hook's owner counts and logs; the message goes as it is
                     payload = message.payload
                 one.record = &record
@@ -272,7 +427,7 @@ cdef class Sender(_Inbound):
                 if status != CPS_OK:
                     framed.stop = CPS_WIRE_REFUSED
                     return status
-                self.after = position + span
+                source.after[0] = position + span
             framed.consumed_bytes += span
             if framed.unsendable != CPS_WIRE_SENDABLE:
                 framed.stop = CPS_WIRE_HELD
@@ -293,6 +448,7 @@ cdef class Sender(_Inbound):
                 while left > 0 and self.expire_batch(boot_ms, &total):
                     left -= 1
             self.log.rewind()  # a file that was looked at can be dropped again
+            self.join_if_over()
         finally:
             self.log.leave()
         return total
@@ -354,14 +510,13 @@ cdef class Sender(_Inbound):
         cdef const cps_ending *endings
         cdef cps_loss losses[ENDINGS]
         cdef size_t i, n = ENDINGS
+        if self.is_split:
+            self.tell_heads()
+            return
         while n == ENDINGS:  # then the head may have waited for these to be told
             endings = cps_window_endings(self.window, &n)
             for i in range(n):
-                losses[i].first = endings[i].first
-                losses[i].end = endings[i].end
-                losses[i].messages = endings[i].messages
-                losses[i].bytes = endings[i].bytes
-                losses[i].reason = CPS_REASON_DEAD if endings[i].fate == CPS_FATE_DEAD else CPS_REASON_EXPIRED
+                losses[i] = loss_of(&endings[i])
             cps_window_settled(self.window, &messages, &span_bytes)
             if cps_window_head(self.window, &head) == CPS_OK and head != self.told_head:
                 self.told_head = head
@@ -369,6 +524,38 @@ cdef class Sender(_Inbound):
             self.told_messages = messages
             self.told_bytes = span_bytes
             cps_window_told(self.window)
+
+    cdef void tell_heads(self) noexcept nogil:
+        """As `tell_head`, of two streams."""
+        cdef uint64_t head, live_head = 0, messages, span_bytes, live_messages, live_bytes
+        cdef const cps_ending *endings
+        cdef cps_loss losses[2][ENDINGS]
+        cdef size_t i, n = ENDINGS
+        cdef size_t count[2]
+        cdef bint live, has_live_head
+        while n == ENDINGS:
+            endings = cps_window_endings(self.window, &n)
+            count[0] = count[1] = 0
+            for i in range(n):
+                live = endings[i].first >= self.live_first
+                losses[live][count[live]] = loss_of(&endings[i])
+                count[live] += 1
+            cps_window_settled(self.window, &messages, &span_bytes)
+            has_live_head = cps_window_live(self.window, &live_head, &live_messages, &live_bytes) == CPS_OK
+            if cps_window_head(self.window, &head) == CPS_OK and head != self.told_head:
+                self.told_head = head
+                self.log.c_settle(head, messages - live_messages - (self.told_messages - self.told_live_messages),
+                                  span_bytes - live_bytes - (self.told_bytes - self.told_live_bytes), losses[0], count[0])
+            if has_live_head and live_head != self.told_live_head:
+                self.told_live_head = live_head
+                self.log.c_settle_live(live_head, live_messages - self.told_live_messages,
+                                       live_bytes - self.told_live_bytes, losses[1], count[1])
+            self.told_messages = messages
+            self.told_bytes = span_bytes
+            self.told_live_messages = live_messages
+            self.told_live_bytes = live_bytes
+            cps_window_told(self.window)
+        self.join_if_over()
 
     def end(self, uint64_t position):
         """The message at `position`, which is held or in flight, is in the dead letters."""
@@ -431,6 +618,11 @@ cdef class Sender(_Inbound):
         cdef uint64_t position, sent_ms = 0
         oldest = position if cps_window_oldest(self.window, &position, &sent_ms) == CPS_OK else None
         return cps_window_inflight_messages(self.window), oldest, sent_ms, cps_window_held(self.window)
+
+    def oldest(self):
+        """Positions of the messages that are the oldest in flight of each stream."""
+        cdef uint64_t position
+        return [position for live in (False, True) if cps_window_oldest_of(self.window, live, &position) == CPS_OK]
 
     def unknown_acks(self):
         return cps_window_unknown_acks(self.window)

@@ -18,7 +18,7 @@
 #include "_ledger.h"
 
 #define CPS_SHARED_MAGIC 0x31474e4952535043ull /* "CPSRING1" */
-enum { CPS_SHARED_BYTES = 8192, CPS_SHARED_VERSION = 2, CPS_VICTIMS = 4 };
+enum { CPS_SHARED_BYTES = 8192, CPS_SHARED_VERSION = 3, CPS_VICTIMS = 4, CPS_AHEAD_MAX = 6 };
 
 typedef struct cps_produced { /* by producers; bytes are record spans, as in positions */
     uint64_t published;       /* cursor: everything before it is committed */
@@ -27,6 +27,12 @@ typedef struct cps_produced { /* by producers; bytes are record spans, as in pos
     uint64_t refused;         /* of these, refused storage and never given bytes in the log */
     uint64_t refused_bytes;
 } cps_produced;
+
+typedef struct cps_ahead { /* a range of positions that was settled ahead of the head */
+    uint64_t first;        /* everything in [first, end) is settled */
+    uint64_t end;
+    uint64_t sent; /* [end, sent) was handed to a connection */
+} cps_ahead;
 
 typedef struct cps_settled { /* by readers and the flusher */
     uint64_t head;           /* cursor: everything before it is settled */
@@ -39,11 +45,18 @@ typedef struct cps_settled { /* by readers and the flusher */
     uint64_t dead_messages;
     uint64_t dead_bytes;
     uint64_t victims[CPS_VICTIMS]; /* base + 1 of dropped segments whose files may still be there; 0: none */
+    uint64_t ahead_count;
+    cps_ahead ahead[CPS_AHEAD_MAX]; /* rising, disjoint, all behind `head`; what is behind `ahead_count` means nothing */
 } cps_settled;
 
 enum { CPS_OUTLOOK_STORAGE = 0xff, CPS_OUTLOOK_LINK = 0xff00, CPS_OUTLOOK_ERROR_SHIFT = 16 };
 
-enum { CPS_PRODUCED_WORDS = sizeof(cps_produced) / 8, CPS_SETTLED_WORDS = sizeof(cps_settled) / 8 };
+enum {
+    CPS_PRODUCED_WORDS = sizeof(cps_produced) / 8,
+    CPS_SETTLED_WORDS = sizeof(cps_settled) / 8,
+    CPS_AHEAD_WORDS = sizeof(cps_ahead) / 8,
+    CPS_SETTLED_PLAIN_WORDS = CPS_SETTLED_WORDS - CPS_AHEAD_MAX * CPS_AHEAD_WORDS, /* before the ranges */
+};
 
 typedef struct cps_shared {
     _Atomic uint64_t magic; /* stored last when a home is made */
@@ -66,6 +79,11 @@ typedef struct cps_shared {
     _Alignas(64) _Atomic uint32_t outlook;
 } cps_shared;
 
+/* Cursors and counters are 64 bits everywhere, and a word must not be seen half written: by another process, or after a
+ * kill between its halves.  ARMv7 has an instruction for it (LDREXD).  1, for ARMv6: libatomic asks the kernel for it, and
+ * cps_home_make asserts that it does. */
+_Static_assert(ATOMIC_LLONG_LOCK_FREE >= 1 && sizeof(_Atomic uint64_t) == 8, "64-bit words must be lock-free");
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2 && sizeof(_Atomic uint32_t) == 4, "32-bit words must be lock-free");
 _Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
 
 static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words,
@@ -78,12 +96,28 @@ static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *
          * it too, and so notices that the slot it copies is being written again.  And after a kill none of them is there
          * without that sequence, which had made the other slot current. */
         atomic_store_explicit(&slot[i], from[i], memory_order_release);
-        CPS_CRASH_POINT(words == CPS_PRODUCED_WORDS  ? "slot-produced"
-                        : words == CPS_SETTLED_WORDS ? "slot-settled"
-                                                     : "slot-ledger");
+        CPS_CRASH_POINT(words == CPS_PRODUCED_WORDS ? "slot-produced" : "slot-ledger");
     }
     /* model: page.sequence.put; pairs with page.sequence.get: who sees it sees the slot, and after a kill it is not there
      * without the slot, nor, in the ring, without the bytes of the record that it counts. */
+    atomic_store_explicit(sequence, now, memory_order_release);
+}
+
+/* As cps_shared_put, without the ranges that are not in use. */
+static inline void cps_shared_put_settled(_Atomic uint32_t *sequence, _Atomic uint64_t slots[2][CPS_SETTLED_WORDS],
+                                          const cps_settled *settled) {
+    const uint64_t *from = (const uint64_t *)settled;
+    uint32_t now = atomic_load_explicit(sequence, memory_order_relaxed) + 1;
+    _Atomic uint64_t *slot = slots[now & 1];
+    for (unsigned i = 0; i < CPS_SETTLED_PLAIN_WORDS; i++) {
+        atomic_store_explicit(&slot[i], from[i], memory_order_release);
+        CPS_CRASH_POINT("slot-settled");
+    }
+    unsigned words = CPS_SETTLED_PLAIN_WORDS + (unsigned)settled->ahead_count * CPS_AHEAD_WORDS;
+    for (unsigned i = CPS_SETTLED_PLAIN_WORDS; i < words; i++) {
+        atomic_store_explicit(&slot[i], from[i], memory_order_release);
+        CPS_CRASH_POINT("slot-settled");
+    }
     atomic_store_explicit(sequence, now, memory_order_release);
 }
 
@@ -106,7 +140,7 @@ static inline void cps_shared_read_produced(cps_shared *s, cps_produced *to) {
     cps_shared_get(&s->produced_sequence, &s->produced[0][0], CPS_PRODUCED_WORDS, (uint64_t *)to);
 }
 static inline void cps_shared_commit_settled(cps_shared *s, const cps_settled *from) {
-    cps_shared_put(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (const uint64_t *)from);
+    cps_shared_put_settled(&s->settled_sequence, s->settled, from);
 }
 static inline void cps_shared_read_settled(cps_shared *s, cps_settled *to) {
     cps_shared_get(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (uint64_t *)to);

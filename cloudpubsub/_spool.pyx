@@ -249,6 +249,22 @@ cdef class Log:
                        size_t n) noexcept nogil:
         cps_log_settle(self.log, head, messages, span_bytes, ended, n)
 
+    cdef cps_status c_read_live(self, size_t max_bytes, cps_batch *batch) noexcept nogil:
+        return cps_log_read_live(self.log, max_bytes, batch)
+
+    cdef void c_settle_live(self, uint64_t end, uint64_t messages, uint64_t span_bytes, const cps_loss *ended,
+                            size_t n) noexcept nogil:
+        cps_log_settle_live(self.log, end, messages, span_bytes, ended, n)
+
+    cdef cps_split c_split(self, uint64_t age_ms, uint64_t limit, bint may_begin) noexcept nogil:
+        return cps_log_split(self.log, age_ms, limit, may_begin)
+
+    cdef bint c_is_split(self) noexcept nogil:
+        return cps_log_is_split(self.log)
+
+    cdef void c_fronts(self, cps_fronts *fronts) noexcept nogil:
+        cps_log_fronts(self.log, fronts)
+
     cpdef object look(self, uint64_t position):
         """The message at `position`, which was read and is not settled; None if it cannot be had."""
         cdef cps_record record
@@ -291,7 +307,7 @@ cdef class Log:
         self.check()
         return cps_log_published(self.log)
 
-    cdef cps_status wait(self, uint64_t position, object timeout_s, bint synced) except *:
+    cdef cps_status wait(self, uint64_t position, object timeout_s, bint synced, bint all_before) except *:
         """Wait in slices, so that Ctrl-C is served in between."""
         cdef cps_status status = CPS_TIMEOUT
         cdef uint64_t slice_ms
@@ -306,7 +322,7 @@ cdef class Log:
                     if synced:
                         status = cps_log_wait_synced(self.log, position, slice_ms)
                     else:
-                        status = cps_log_wait_settled(self.log, position, slice_ms)
+                        status = cps_log_wait_settled(self.log, position, all_before, slice_ms)
                 PyErr_CheckSignals()
                 if status == CPS_TIMEOUT and deadline is not None and time.monotonic() >= deadline:
                     raise WaitTimeout(f"position {position} not {'synced' if synced else 'settled'} after {timeout_s} s")
@@ -314,13 +330,13 @@ cdef class Log:
             self.leave()
         return status
 
-    def wait_settled(self, uint64_t position, timeout_s):
-        """Until the head has passed `position`; WaitTimeout, ClosedError."""
-        check_status(self.wait(position, timeout_s, False))
+    def wait_settled(self, uint64_t position, timeout_s, bint all_before=False):
+        """Until the message at `position`, with `all_before` everything before it too, is settled; WaitTimeout, ClosedError."""
+        check_status(self.wait(position, timeout_s, False, all_before))
 
     def wait_synced(self, uint64_t position, timeout_s):
         """Spill and sync until the cursor `synced` has passed `position`; WaitTimeout, SpoolError, ClosedError."""
-        cdef cps_status status = self.wait(position, timeout_s, True)
+        cdef cps_status status = self.wait(position, timeout_s, True, False)
         if status == CPS_IO:
             error = self.stats()["storage_error"]
             raise SpoolError(error, os.strerror(error) if error else "the spool's limits refuse more data")
@@ -359,6 +375,11 @@ cdef class Log:
         """True: there is nothing to read, and `wake_fd` becomes readable with the next message."""
         self.check()
         return cps_log_arm(self.log)
+
+    def arm_live(self, bint also_backlog):
+        """As `arm`, of the live stream; with `also_backlog` of both."""
+        self.check()
+        return cps_log_arm_live(self.log, also_backlog)
 
     def wake(self):
         """Make `wake_fd` readable."""

@@ -9,6 +9,8 @@ nobody, and of bad links only those that break at random, and often, may condemn
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 __all__ = ["Suspicion"]
 
 _NARROWING = 8
@@ -92,11 +94,16 @@ class Suspicion:
         self._suspect, self._strikes, self._controls, self._candidate = None, 0, 0, 0
         self.limit, self._until = None, 0
 
-    def moved(self, head: int) -> None:
-        """Everything before `head` is settled."""
-        if self._suspect is not None and head > self._suspect:
+    @property
+    def suspect(self) -> int | None:
+        """Position of a message that was the oldest in flight more than once when the link dropped."""
+        return self._suspect if self.limit is not None else None
+
+    def moved(self, front: Callable[[int], int]) -> None:
+        """`front` tells of a position up to where everything of its stream is settled."""
+        if self._suspect is not None and front(self._suspect) > self._suspect:
             self._suspect, self._strikes, self._controls, self._candidate = None, 0, 0, 0
             self.is_control = False
-        if self.limit is not None and head >= self._until:
+        if self.limit is not None and (self._until == 0 or front(self._until - 1) >= self._until):
             self.limit = None
             self._until = 0

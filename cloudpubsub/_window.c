@@ -40,6 +40,16 @@ struct cps_window {
     uint16_t first_id; /* packet id of `first`; without entries, of the next one */
     bool has_head;
 
+    /* With two streams. */
+    bool is_split;
+    bool live_turn;      /* whose the next entry is */
+    bool has_live_head;
+    uint64_t live_first; /* entries from here on are of the live stream */
+    uint64_t live_head;
+    uint64_t other_tail_end; /* `tail_end` of the stream whose turn it is not */
+    uint64_t live_messages;  /* of `settled_messages` */
+    uint64_t live_bytes;
+
     uint64_t *remembered; /* positions ended before the restart, rising, each with its fate in the low bits */
     uint64_t *merged;     /* room to build the next `remembered`; swapped with it */
     uint32_t remembered_count;
@@ -112,7 +122,8 @@ static uint16_t window_append(cps_window *window, uint64_t position, uint64_t en
 static bool window_note_ending(cps_window *window, const window_entry *entry) {
     enum cps_fate fate = (enum cps_fate)entry->sent_ms;
     cps_ending *last = window->endings_used > 0 ? &window->endings[window->endings_used - 1] : NULL;
-    if (last == NULL || last->fate != fate || last->end != entry->position) {
+    bool is_other_stream = window->is_split && entry->position == window->live_first;
+    if (last == NULL || last->fate != fate || last->end != entry->position || is_other_stream) {
         if (window->endings_used == CPS_WINDOW_ENDINGS) return false;
         last = &window->endings[window->endings_used++];
         *last = (cps_ending){.first = entry->position, .fate = fate};
@@ -123,23 +134,93 @@ static bool window_note_ending(cps_window *window, const window_entry *entry) {
     return true;
 }
 
-/* Let the head pass over what is done. */
-static void window_pop_done(cps_window *window) {
+static void window_pass_live(cps_window *window, const window_entry *entry) {
+    window->live_head = entry->position + entry->span_bytes;
+    window->has_live_head = true;
+    if (entry->sent_ms != CPS_FATE_ACKED) return;
+    window->live_messages++;
+    window->live_bytes += entry->span_bytes;
+}
+
+/* The first entry goes. */
+static inline void window_drop_first(cps_window *window) {
+    window->first++;
+    window->count--;
+    window->first_id = (uint16_t)(window->first_id < ID_COUNT ? window->first_id + 1 : 1);
+}
+
+/* Count what an entry that is done has settled.  False: the head has to wait. */
+static inline bool window_count_done(cps_window *window, const window_entry *entry) {
+    if (entry->sent_ms == CPS_FATE_ACKED) {
+        window->settled_messages++;
+        window->settled_bytes += entry->span_bytes;
+        return true;
+    }
+    return entry->sent_ms == NO_RECORD || window_note_ending(window, entry);
+}
+
+static void window_pop_split(cps_window *window) {
     while (window->count > 0) {
         const window_entry *entry = window_at(window, 0);
-        if (entry->packet_bytes != 0) break;
-        if (entry->sent_ms == CPS_FATE_ACKED) {
-            window->settled_messages++;
-            window->settled_bytes += entry->span_bytes;
-        } else if (entry->sent_ms != NO_RECORD && !window_note_ending(window, entry)) {
-            break;
+        if (entry->packet_bytes != 0 || !window_count_done(window, entry)) break;
+        if (entry->position >= window->live_first) {
+            window_pass_live(window, entry);
+        } else {
+            window->head = entry->position + entry->span_bytes;
+            window->has_head = true;
         }
+        window_drop_first(window);
+    }
+}
+
+/* Let the head pass over what is done. */
+static void window_pop_done(cps_window *window) {
+    if (CPS_UNLIKELY(window->is_split)) {
+        window_pop_split(window);
+        return;
+    }
+    while (window->count > 0) {
+        const window_entry *entry = window_at(window, 0);
+        if (entry->packet_bytes != 0 || !window_count_done(window, entry)) break;
         window->head = entry->position + entry->span_bytes;
         window->has_head = true;
-        window->first++;
-        window->count--;
-        window->first_id = (uint16_t)(window->first_id < ID_COUNT ? window->first_id + 1 : 1);
+        window_drop_first(window);
     }
+}
+
+void cps_window_split(cps_window *window, uint64_t live_first) {
+    CPS_ASSERT(window->count == 0 && window->endings_used == 0);
+    window->is_split = true;
+    window->live_first = live_first;
+    window->live_turn = window->has_live_head = false;
+    window->other_tail_end = 0;
+    window->live_messages = window->live_bytes = 0;
+}
+
+void cps_window_turn(cps_window *window, bool live) {
+    CPS_ASSERT(window->is_split);
+    if (live == window->live_turn) return;
+    uint64_t tail_end = window->tail_end;
+    window->tail_end = window->other_tail_end;
+    window->other_tail_end = tail_end;
+    window->live_turn = live;
+}
+
+void cps_window_join(cps_window *window) {
+    for (uint32_t offset = 0; offset < window->count; offset++)
+        CPS_ASSERT(window_at(window, offset)->position >= window->live_first);
+    cps_window_turn(window, true);
+    window->head = window->live_head;
+    window->has_head = window->has_live_head;
+    window->is_split = false;
+}
+
+enum cps_status cps_window_live(const cps_window *window, uint64_t *head, uint64_t *messages, uint64_t *span_bytes) {
+    *messages = window->live_messages;
+    *span_bytes = window->live_bytes;
+    if (!window->has_live_head) return CPS_EMPTY;
+    *head = window->live_head;
+    return CPS_OK;
 }
 
 enum cps_status cps_window_push(cps_window *window, uint64_t position, uint64_t end, uint32_t packet_bytes,
@@ -217,6 +298,10 @@ enum cps_status cps_window_refuse(cps_window *window, uint16_t packet_id, uint64
 
 enum cps_status cps_window_end(cps_window *window, uint64_t position, enum cps_fate fate) {
     uint32_t low = 0, high = window->count; /* the first entry that is not below `position` */
+    if (window->is_split) { /* in two orders at once */
+        while (low < high && window_at(window, low)->position != position) low++;
+        high = low;
+    }
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (window_at(window, middle)->position < position) low = middle + 1;
@@ -260,11 +345,32 @@ enum cps_status cps_window_recall(cps_window *window, uint64_t position, enum cp
     return CPS_OK;
 }
 
+void cps_window_forget(cps_window *window, uint64_t first, uint64_t end) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < window->remembered_count; i++) {
+        uint64_t position = window->remembered[i] & ~(uint64_t)FATE_MASK;
+        if (position < first || position >= end) window->remembered[kept++] = window->remembered[i];
+    }
+    window->remembered_count = kept;
+    window->walk = 0;
+}
+
 void cps_window_forget_below(cps_window *window, uint64_t position) {
     uint32_t gone = window_walk_to(window, position);
     for (uint32_t i = gone; i < window->remembered_count; i++) window->remembered[i - gone] = window->remembered[i];
     window->remembered_count -= gone;
     window->walk = 0;
+}
+
+/* The next done entry at or behind `offset`: by position, the live stream's behind all of the other's. */
+static uint32_t window_next_done(const cps_window *window, uint32_t offset) {
+    uint32_t all = window->is_split ? 2 * window->count : window->count;
+    for (; offset < all; offset++) {
+        const window_entry *entry = window_at(window, offset % window->count);
+        if (entry->packet_bytes != 0 || entry->sent_ms == NO_RECORD) continue;
+        if (!window->is_split || (entry->position >= window->live_first) == (offset >= window->count)) return offset;
+    }
+    return UINT32_MAX;
 }
 
 /* Merge the done entries with the remembered positions, both rising, without repeats.  When the caller starts again
@@ -273,13 +379,12 @@ void cps_window_forget_below(cps_window *window, uint64_t position) {
 static void window_remember(cps_window *window) {
     uint32_t old = 0, offset = 0, n = 0;
     while (n < window->capacity) {
-        while (offset < window->count && (window_at(window, offset)->packet_bytes != 0 ||
-                                          window_at(window, offset)->sent_ms == NO_RECORD))
-            offset++;
-        bool has_old = old < window->remembered_count, has_new = offset < window->count;
+        offset = window_next_done(window, offset);
+        bool has_old = old < window->remembered_count, has_new = offset != UINT32_MAX;
         if (!has_old && !has_new) break;
         uint64_t was = has_old ? window->remembered[old] : UINT64_MAX, is = UINT64_MAX;
-        if (has_new) is = window_at(window, offset)->position | window_at(window, offset)->sent_ms;
+        const window_entry *entry = has_new ? window_at(window, offset % window->count) : NULL;
+        if (has_new) is = entry->position | entry->sent_ms;
         window->merged[n++] = was < is ? was : is;
         if (has_old && was / (FATE_MASK + 1) <= is / (FATE_MASK + 1)) old++;
         if (has_new && is / (FATE_MASK + 1) <= was / (FATE_MASK + 1)) offset++;
@@ -292,7 +397,9 @@ static void window_remember(cps_window *window) {
 
 void cps_window_restart(cps_window *window) {
     CPS_ASSERT(window->endings_used == 0);
-    if (window->count > 0) {
+    if (window->is_split) {
+        if (window->has_head) cps_window_forget_below(window, window->head);
+    } else if (window->count > 0) {
         cps_window_forget_below(window, window_at(window, 0)->position);
     } else if (window->has_head) {
         cps_window_forget_below(window, window->head);
@@ -308,6 +415,7 @@ void cps_window_restart(cps_window *window) {
     window->inflight_bytes = 0;
     window->tail_end = 0;
     window->has_head = false;
+    window->is_split = false;
 }
 
 void cps_window_settled(const cps_window *window, uint64_t *messages, uint64_t *span_bytes) {
@@ -341,6 +449,16 @@ enum cps_status cps_window_oldest(const cps_window *window, uint64_t *position, 
     return CPS_OK;
 }
 
+enum cps_status cps_window_oldest_of(const cps_window *window, bool live, uint64_t *position) {
+    for (uint32_t offset = 0; offset < window->count; offset++) {
+        const window_entry *entry = window_at(window, offset);
+        if (!is_inflight(entry) || (window->is_split && entry->position >= window->live_first) != live) continue;
+        *position = entry->position;
+        return CPS_OK;
+    }
+    return CPS_EMPTY;
+}
+
 void cps_window_check(const cps_window *window) {
     CPS_ASSERT((window->mask & (window->mask + 1)) == 0);
     CPS_ASSERT(window->capacity <= window->mask + 1);
@@ -351,16 +469,18 @@ void cps_window_check(const cps_window *window) {
     CPS_ASSERT(window->count == 0 || window_at(window, 0)->packet_bytes != 0 ||
                window->endings_used == CPS_WINDOW_ENDINGS);
     uint32_t inflight = 0, held = 0;
-    uint64_t bytes = 0, end = window->has_head ? window->head : 0;
+    uint64_t bytes = 0, ends[2] = {window->has_head ? window->head : 0, window->has_live_head ? window->live_head : 0};
     for (uint32_t offset = 0; offset < window->count; offset++) {
         const window_entry *entry = window_at(window, offset);
-        CPS_ASSERT(entry->position >= end);
-        end = entry->position + entry->span_bytes;
+        uint64_t *end = &ends[window->is_split && entry->position >= window->live_first];
+        CPS_ASSERT(entry->position >= *end);
+        *end = entry->position + entry->span_bytes;
         inflight += is_inflight(entry);
         held += is_held(entry);
         bytes += is_inflight(entry) ? entry->packet_bytes : 0;
     }
-    CPS_ASSERT(end == window->tail_end || window->tail_end == 0);
+    unsigned turn = window->is_split && window->live_turn;
+    CPS_ASSERT(ends[turn] == window->tail_end || window->tail_end == 0);
     CPS_ASSERT(inflight == window->inflight && held == window->held);
     CPS_ASSERT(bytes == window->inflight_bytes);
     CPS_ASSERT(window->remembered_count <= window->capacity);

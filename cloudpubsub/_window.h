@@ -6,6 +6,8 @@
  * A record that is not to be sent now, or that the broker has refused, is held: it is neither in flight nor done, and the
  * head waits for it.
  * Over a lost connection it remembers which records had ended one by one, and how, so that they are not sent again.
+ * It can be split for two streams, whose records are told apart by a position: entries still stand in the order of sending,
+ * and each stream has a head of its own.
  *
  * Threads: one, the owner of the connection; no lock, no atomics.
  * Owns: its memory, taken once in _open (24 bytes an entry, 16 a remembered position).
@@ -52,8 +54,23 @@ void cps_window_limit(cps_window *window, uint32_t messages_max, uint64_t bytes_
 /* Deal packet ids from `next_id` (not 0) on.  Only while no entry is in the window. */
 void cps_window_renumber(cps_window *window, uint16_t next_id);
 
+/* Two streams from here on, while no entry is in the window: what lies below `live_first`, which _head and _push are about then,
+ * and what does not, the live one. */
+void cps_window_split(cps_window *window, uint64_t live_first);
+
+/* With two streams: what is entered next is of the live one, or of the other. */
+void cps_window_turn(cps_window *window, bool live);
+
+/* One stream again, the live one: no entry of the other is left. */
+void cps_window_join(cps_window *window);
+
+/* With two streams, since the split: the end of the last record of the live one up to which all of it is done, how many of
+ * the records that _settled counts were its own, and their bytes.  CPS_EMPTY: there is no such record. */
+CPS_MUST_CHECK enum cps_status cps_window_live(const cps_window *window, uint64_t *head, uint64_t *messages,
+                                               uint64_t *span_bytes);
+
 /* Enter a record that is about to be sent: [position, end) in the log, `packet_bytes` (not 0) on the wire, `now_ms` of
- * whatever clock the caller judges time limits by.  Positions only rise between two restarts.
+ * whatever clock the caller judges time limits by.  Positions only rise between two restarts, in each stream.
  * CPS_FULL: a limit would be passed, nothing was entered.  A packet larger than the limit of bytes is let through while
  * nothing is in flight, since it would never go otherwise. */
 CPS_MUST_CHECK enum cps_status cps_window_push(cps_window *window, uint64_t position, uint64_t end,
@@ -98,6 +115,9 @@ CPS_MUST_CHECK enum cps_status cps_window_recall(cps_window *window, uint64_t po
 /* Records below `position` will not be asked for again (dropped or settled otherwise). */
 void cps_window_forget_below(cps_window *window, uint64_t position);
 
+/* Records in [first, end) will not be asked for again. */
+void cps_window_forget(cps_window *window, uint64_t first, uint64_t end);
+
 /* Acknowledged records that the head has passed, and the bytes of the log that they took; both since _open. */
 void cps_window_settled(const cps_window *window, uint64_t *messages, uint64_t *span_bytes);
 
@@ -114,6 +134,9 @@ uint32_t cps_window_remembered(const cps_window *window);        /* positions re
 
 /* The oldest record in flight and the time that was given to its _push.  CPS_EMPTY: nothing is in flight. */
 CPS_MUST_CHECK enum cps_status cps_window_oldest(const cps_window *window, uint64_t *position, uint64_t *sent_ms);
+
+/* With two streams: the record of the live one, or of the other, that was sent first of those in flight.  CPS_EMPTY: none is. */
+CPS_MUST_CHECK enum cps_status cps_window_oldest_of(const cps_window *window, bool live, uint64_t *position);
 
 /* End the process if an invariant is broken.  Walks everything: for tests. */
 void cps_window_check(const cps_window *window);

@@ -75,7 +75,8 @@ class Filter:
 
     Args:
         remember: Messages of each spool that are known one by one; older ones count as seen.  At least as many as the
-            sender may have in flight (`max_inflight`), so that no message that is late is taken for a duplicate.
+            sender may have in flight (`max_inflight`), so that no message that is late is taken for a duplicate; where
+            it sends live data beside a backlog (`order`), as many as go out until the backlog has gone.
         spools: Spools that are known; the one that was silent longest is forgotten first.
         on_gap: Called with each `Gap` when the message behind it comes, before `accept` returns.
         state: What `state()` of an earlier filter returned, to go on after a restart.

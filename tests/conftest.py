@@ -41,6 +41,14 @@ def _without(package: str) -> str:
     return f"{package} is not installed: tests on it were SKIPPED and prove nothing (apt-get install {package})"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("CLOUDPUBSUB_EMULATED"):
+        return
+    for item in items:
+        for mark in item.iter_markers("native"):
+            item.add_marker(pytest.mark.skip(reason=f"under qemu: {mark.args[0]}"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     skipped = config.stash.get(_skipped, {})
     if skipped:

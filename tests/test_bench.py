@@ -45,7 +45,7 @@ def _is_sane(report: dict[str, Any]) -> None:
         assert times["min"] <= times["low95"] <= times["median"] <= times["high95"] <= times["max"], name
 
 
-@pytest.mark.parametrize("module", ["bench", *(f"bench.{name}" for name in _suite.QUESTIONS)])
+@pytest.mark.parametrize("module", ["bench", "bench.footprint", *(f"bench.{name}" for name in _suite.QUESTIONS)])
 def test_each_explains_itself(module: str) -> None:
     assert "--quick" in _run(module, "--help")
 
@@ -246,3 +246,12 @@ def test_rounds_end_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_harness, "stop_at_s", 0.0)
     samples = _harness.in_turns("x", {"a": {}, "b": {}}, 9, lambda _: None)
     assert [len(samples.of(name)) for name in ("a", "b")] == [3, 3]
+
+
+def test_footprint_measures_size_import_and_memory() -> None:
+    report = json.loads(_run("bench.footprint", "--quick", "--json"))
+    assert report["bytes"]["cloudpubsub"] > report["bytes"]["cloudpubsub, compiled"] > 0
+    assert report["import"]["cloudpubsub"]["wall_ms"] > 0
+    interpreter, client = report["kib"]["the interpreter"], report["kib"]["an idle client"]
+    assert interpreter["rss"] < client["rss"]
+    assert client["shared"] > 0, "a ring in tmpfs, of which something is used"

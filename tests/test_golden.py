@@ -1,9 +1,13 @@
-"""A spool of format version 1, made once and kept: every later version reads it, and so does the oracle."""
+"""A spool of format version 1, made once and kept: every later version reads it, and so does the oracle.
+
+CLOUDPUBSUB_GOLDEN names a directory with another one, made by tests/data/make_golden.py on another architecture.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,7 @@ from cloudpubsub.__main__ import main
 from tests.reader import read_spool
 from tests.spools import copy, published, read_all, tree, values
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(os.environ.get("CLOUDPUBSUB_GOLDEN", Path(__file__).parent / "data"))
 GOLDEN = DATA / "spool-v1"
 ACKED = 1  # of what is in it
 

@@ -53,6 +53,27 @@ def test_one_poison_message_among_10_000_is_the_only_one_not_delivered(
     assert set(map(int, (publish.payload for publish in script.publishes))) == set(range(10_000))
 
 
+@pytest.mark.parametrize("order", ["live_first", "share"])
+@pytest.mark.parametrize("poison", [[700], [2000], [1, 2005]])
+def test_poison_is_found_in_a_backlog_and_beside_one(poison: list[int], order: Any, tmp_path: Path) -> None:
+    """The backlog is of the numbers below 2000."""
+    dead = Dead()
+    script = Script(hang_up_at(*poison))
+    settings: dict[str, Any] = {"order": order, "max_inflight_bytes": 1024, "max_inflight": 50, **QUICK}
+    with client_to(1, tmp_path, **settings) as client:
+        publish_numbers(client, range(2000))
+    with FakeBroker(script) as broker:
+        with client_to(broker.port, tmp_path, on_dead_letter=dead, **settings) as client:
+            until(lambda: client.stats().connects >= 1)
+            publish_numbers(client, range(2000, 2010))
+            assert client.flush(60) == len(poison)
+            stats = client.stats()
+            assert (stats.acked, stats.dead_lettered, stats.dropped) == (2010 - len(poison), len(poison), 0)
+            until(lambda: len(dead) == len(poison))
+    assert sorted(int(message.payload) for message, _ in dead) == poison
+    assert set(map(int, (publish.payload for publish in script.publishes))) == set(range(2010))
+
+
 def test_several_poison_messages_are_found_one_by_one(tmp_path: Path) -> None:
     """Two of them side by side: neither can stand in for the other."""
     with FakeBroker(Script(hang_up_at(3, 4, 9))) as broker:
@@ -160,9 +181,9 @@ def test_the_window_is_narrowed_until_the_suspect_is_alone_and_widened_when_it_i
         limits.append(suspicion.limit)
         inflight = suspicion.limit or inflight
     assert limits == [None, 1_250, 156, 19, 2, 1, 1]
-    suspicion.moved(999_999)
+    suspicion.moved(lambda _: 999_999)
     assert suspicion.limit == 1, "somewhere below the end of what was in flight is the culprit"
-    suspicion.moved(1_000_000)
+    suspicion.moved(lambda _: 1_000_000)
     assert suspicion.limit is None
 
 

@@ -285,5 +285,5 @@ def test_the_table_of_refusals() -> None:
     assert [refusals.judge(16, UNSPECIFIED) for _ in range(6)] == [Verdict.AGAIN] * 5 + [Verdict.DEAD]
     assert refusals.judge(24, 0xFF) is Verdict.DEAD
     assert len(refusals) == 1
-    refusals.forget_below(16)
+    refusals.moved(lambda _: 16)
     assert len(refusals) == 0

@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <semaphore.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -27,6 +28,19 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
     if (rc == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += next_jump();
     return rc;
 }
+
+#if defined(__GLIBC__) && __TIMESIZE == 32 /* what clock_gettime is called in code that was compiled for 64-bit times */
+struct time64 {
+    int64_t seconds;
+    int32_t nanoseconds, pad;
+};
+int __clock_gettime64(clockid_t clock, struct time64 *now);
+int __clock_gettime64(clockid_t clock, struct time64 *now) {
+    int rc = REAL(__clock_gettime64)(clock, now);
+    if (rc == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->seconds += next_jump();
+    return rc;
+}
+#endif
 
 time_t time(time_t *out) {
     struct timespec now;

@@ -89,8 +89,10 @@ class _Dump:
         ring_clock_ms = clocks_ms()
         spool_id = None if self._meta is None else self._meta.spool_id
         for file, item in spool_records(self._spool, spool_id, self._ring, first):
-            if file is not None and not self._is_all and item[0] < pending_from(settled, file):
-                continue
+            if settled is not None and not self._is_all:
+                first_pending = settled.pending_from(item[0]) if file is None else pending_from(settled, file)
+                if item[0] < first_pending:
+                    continue
             if not isinstance(item, Record):
                 self.is_damaged = True
                 where = "the ring" if file is None else f"log/{file.name}"

@@ -102,7 +102,9 @@ def _counters(document: dict[str, Any]) -> list[str]:
     if counters["refused"]:
         lines.append(f"{'refused':<14} {counters['refused']:,} of those dropped ({counters['refused_bytes']:,} bytes)")
     cursors = ("head", "spilled", "position", "sent_max")
-    return [*lines, f"{'cursors':<14} {', '.join(f'{name} {counters[name]}' for name in cursors)}"]
+    lines.append(f"{'cursors':<14} {', '.join(f'{name} {counters[name]}' for name in cursors)}")
+    ahead = ", ".join(f"{first} to {end}" for first, end in counters["settled_ahead"])
+    return [*lines, f"{'settled ahead':<14} {ahead}"] if ahead else lines
 
 
 def _ring(document: dict[str, Any]) -> list[str]:

@@ -74,7 +74,7 @@ def pending_from(settled: Settled | None, file: LogFile) -> int:
         return 0
     if file.parsed is not None and file.parsed.base + 1 in settled.victims:
         return 1 << 64
-    return settled.head
+    return settled.head if file.parsed is None else settled.pending_from(file.parsed.base)
 
 
 def check_file(file: LogFile, *, head: int = 0, is_last: bool = False, is_clean: bool = False) -> FileCheck:
@@ -281,7 +281,7 @@ class _Line:
     def _note_gap(self, last: FileCheck, check: FileCheck) -> None:
         """Records are missing, or were settled before they were written: a crash leaves a head that is too low."""
         first, end = last.end, check.file.segment.base
-        if self._meta is None or first < self._meta.settled.head:
+        if self._meta is None or self._meta.settled.pending_from(first) != first:
             return
         if any(loss.first < end and first < loss.end for loss in self._meta.ledger.losses):
             return
@@ -332,5 +332,5 @@ def _check_ring(result: SpoolCheck, ring: Ring) -> None:
         if isinstance(item, Damage):
             what = "its chain of records is broken"
             result.add(Finding("ring", ring.path, what, None, item.end - item.first, item.first, item.end, 1))
-        elif not item.is_pad:
+        elif not item.is_pad and state.settled.pending_from(item.position) == item.position:
             result.ring_messages += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 from cloudpubsub._spool import crc32c
@@ -256,6 +257,14 @@ class Produced(NamedTuple):
     refused_bytes: int
 
 
+class Ahead(NamedTuple):
+    """A range of positions `[first, end)` that is settled though the head has not come there."""
+
+    first: int
+    end: int
+    sent: int  # up to there it was handed to a connection
+
+
 class Settled(NamedTuple):
     """By readers and the flusher."""
 
@@ -269,6 +278,24 @@ class Settled(NamedTuple):
     dead_messages: int
     dead_bytes: int
     victims: tuple[int, int, int, int]  # bases, plus 1, of files that were dropped and may not be removed yet; 0: none
+    ahead: tuple[Ahead, ...] = ()  # rising
+
+    def pending_from(self, position: int) -> int:
+        """Where from `position` on the first that is not settled stands."""
+        position = max(position, self.head)
+        for one in self.ahead:
+            if one.first <= position < one.end:
+                position = one.end
+        return position
+
+    def tamed(self, limit: int) -> Settled:
+        """Without ranges that cannot be: those of a log rise from the head to `limit`."""
+        at = self.head
+        for one in self.ahead:
+            if not at <= one.first < one.end <= one.sent <= limit or any(place % ALIGN for place in one):
+                return self._replace(ahead=())
+            at = one.end
+        return self
 
 
 def backlog(produced: Produced, settled: Settled) -> tuple[int, int]:
@@ -335,9 +362,12 @@ _LOSS_WORDS = 5
 _TIME_BITS = 48
 
 
-def settled_of(words: tuple[int, ...]) -> Settled:
-    """From its 13 words."""
-    return Settled._make((*words[:9], words[9:13]))
+AHEAD_MAX = 6
+
+
+def settled_of(words: tuple[int, ...], ahead: tuple[Ahead, ...] = ()) -> Settled:
+    """From its 13 words, and the ranges that were settled ahead."""
+    return Settled._make((*words[:9], words[9:13], ahead))
 
 
 def decode_ledger(words: tuple[int, ...]) -> Ledger:
@@ -362,8 +392,15 @@ def _ledger_words(ledger: Ledger) -> list[int]:
 
 # ---- the meta file
 
-_AT_LEDGER, _AT_IDENTITY, _AT_LOSSES = 256, 512, 1600
+_AT_AHEAD_SENT, _AT_LEDGER, _AT_AHEAD, _AT_IDENTITY, _AT_LOSSES = 208, 256, 416, 512, 1600
 _LEDGER_HEAD_WORDS = 19
+
+
+def _decode_ahead(slot: bytes) -> tuple[Ahead, ...]:
+    ends = struct.unpack_from(f"<{2 * AHEAD_MAX}Q", slot, _AT_AHEAD)
+    sent = struct.unpack_from(f"<{AHEAD_MAX}Q", slot, _AT_AHEAD_SENT)
+    found = [Ahead(ends[2 * i], ends[2 * i + 1], sent[i]) for i in range(AHEAD_MAX)]
+    return tuple(takewhile(lambda one: one.end != 0, found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,7 +445,7 @@ class Meta:
             next_position=next_position,
             clean=clean != 0,
             produced=Produced(*words[:5]),
-            settled=settled_of(tuple(words[5:])),
+            settled=settled_of(tuple(words[5:]), _decode_ahead(slot)).tamed(next_position),
             identity=slot[_AT_IDENTITY + 2 : _AT_IDENTITY + 2 + identity_bytes],
             ledger=decode_ledger(ledger_words),
         )
@@ -418,6 +455,9 @@ class Meta:
         settled = (*self.settled[:9], *self.settled.victims)
         head = (_META_MAGIC, _VERSION, self.epoch, self.sequence, self.spool_id, self.generation, self.next_position)
         _META.pack_into(slot, 0, *head, self.clean, *self.produced, *settled)
+        for i, one in enumerate(self.settled.ahead):
+            struct.pack_into("<QQ", slot, _AT_AHEAD + 16 * i, one.first, one.end)
+            struct.pack_into("<Q", slot, _AT_AHEAD_SENT + 8 * i, one.sent)
         words = _ledger_words(self.ledger)
         struct.pack_into(f"<{_LEDGER_HEAD_WORDS}Q", slot, _AT_LEDGER, *words[:_LEDGER_HEAD_WORDS])
         struct.pack_into(f"<H{len(self.identity)}s", slot, _AT_IDENTITY, len(self.identity), self.identity)

@@ -289,7 +289,7 @@ class _Repair:
             epoch=max(meta.epoch, self._epoch),
             next_position=position,
             clean=False,
-            settled=meta.settled._replace(head=head),
+            settled=meta.settled._replace(head=head).tamed(position),
         )
 
     def _accounted(self, meta: Meta) -> Meta:

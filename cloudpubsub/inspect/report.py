@@ -100,6 +100,7 @@ def counters_of(produced: Produced, settled: Settled) -> dict[str, Any]:
         "head": settled.head,
         "spilled": settled.spilled,
         "sent_max": settled.sent_max,
+        "settled_ahead": [[one.first, one.end] for one in settled.ahead],
         "victims": [base - 1 for base in settled.victims if base],
     }
 

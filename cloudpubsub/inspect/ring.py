@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 from cloudpubsub._spool import shared_slot
 from cloudpubsub.inspect.layout import (
+    AHEAD_MAX,
     ALIGN,
     LEDGER_WORDS,
     PAD,
     RECORD,
     RECORD_HEADER_BYTES,
+    Ahead,
     Ledger,
     Produced,
     Settled,
@@ -33,19 +35,24 @@ from cloudpubsub.inspect.segment import Damage, Record, open_to_read, read_at
 __all__ = ["Outlook", "Ring", "RingState", "boot_id", "clocks_ms", "ring_name"]
 
 _MAGIC = b"CPSRING1"
-_VERSION = 2
+_VERSION = 3
 _PAGE = struct.Struct("=8sII16s16sQQQ")
 _PAGE_BYTES = 8192  # rounded up to whole pages of the machine
-_AT_PRODUCED, _AT_SETTLED, _AT_LEDGER, _AT_OUTLOOK = 128, 256, 512, 5824
+_AT_PRODUCED, _AT_SETTLED, _AT_LEDGER, _AT_OUTLOOK = 128, 256, 832, 6144
 _STORAGE = (None, "memory", "ok", "full", "failed")
 _LINK = (None, "down", "up")
-_PRODUCED_WORDS, _SETTLED_WORDS = 5, 13
+_PRODUCED_WORDS, _SETTLED_WORDS, _AHEAD_WORDS = 5, 32, 3
+_AT_AHEAD_COUNT = 13  # word; the ranges are behind it
 _RECORD_SHARE = 4  # a record is at most this part of the ring
 _CHUNK_BYTES = 1 << 20
 
 
 def ring_name(spool_id: bytes) -> str:
     return f"cloudpubsub-{spool_id.hex()}.ring"
+
+
+def _whole_pages(size_bytes: int) -> int:
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def clocks_ms() -> int:
@@ -78,7 +85,7 @@ class Ring:
 
     def __init__(self, path: str, spool_id: bytes, generation: int) -> None:
         self.path = path
-        page_bytes = -(-_PAGE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+        page_bytes = _whole_pages(_PAGE_BYTES)
         self._at_ring = page_bytes
         self._fd = open_to_read(path)
         try:
@@ -92,10 +99,11 @@ class Ring:
             os.close(self._fd)
             raise
 
-    def _check(self, spool_id: bytes, generation: int, ring_bytes: int) -> None:
+    def _check(self, spool_id: bytes, generation: int, rest_bytes: int) -> None:
         magic, version, self.writer_pid, its_boot_id, its_id, its_bytes, own, announced = _PAGE.unpack_from(self._page)
-        self.ring_bytes = ring_bytes
-        if magic != _MAGIC or version != _VERSION or its_bytes != ring_bytes or ring_bytes & (ring_bytes - 1):
+        self.ring_bytes = its_bytes
+        is_whole = its_bytes & (its_bytes - 1) == 0 and _whole_pages(its_bytes) == rest_bytes
+        if magic != _MAGIC or version != _VERSION or not is_whole:
             raise ValueError("it is of another version, or not whole")
         if its_boot_id != boot_id():
             raise ValueError("it is of an earlier boot")
@@ -108,7 +116,11 @@ class Ring:
 
     def state(self) -> RingState:
         # What is settled first: it is never ahead of what was published before.
-        settled = settled_of(self._copy(_AT_SETTLED, _AT_SETTLED + ALIGN, _SETTLED_WORDS))
+        words = self._copy(_AT_SETTLED, _AT_SETTLED + ALIGN, _SETTLED_WORDS)
+        count = words[_AT_AHEAD_COUNT] if words[_AT_AHEAD_COUNT] <= AHEAD_MAX else 0
+        at = [_AT_AHEAD_COUNT + 1 + _AHEAD_WORDS * i for i in range(count)]
+        ahead = tuple(one for one in (Ahead(*words[i : i + _AHEAD_WORDS]) for i in at) if one.first < one.end)
+        settled = settled_of(words, ahead).tamed(1 << 63)
         return RingState(Produced(*self._copy(_AT_PRODUCED, _AT_PRODUCED + ALIGN, _PRODUCED_WORDS)), settled)
 
     def outlook(self) -> Outlook:

@@ -57,6 +57,7 @@ SOURCES = (
     "cloudpubsub/_store.c",
     "cloudpubsub/_log.c",
     "cloudpubsub/_log_account.c",
+    "cloudpubsub/_log_ahead.c",
     "cloudpubsub/_log_write.c",
     "cloudpubsub/_log_read.c",
     "cloudpubsub/_flusher.c",

@@ -78,6 +78,10 @@ class Disk:
     def io(self) -> Any:
         return self.lib.sim_io(self.c)
 
+    def pages(self, size_bytes: int) -> None:
+        """Of a machine with other pages than this one, before anything is open."""
+        self.lib.sim_pages(self.c, size_bytes)
+
     def calls(self, kind: str) -> int:
         """How often a kind of call was made: ``"WRITE"``, ``"CHANGES"`` for all that change the disk."""
         return int(self.lib.sim_calls(self.c, getattr(self.lib, f"SIM_{kind}")))
@@ -195,9 +199,12 @@ class Log:
         status: int = self.lib.cps_log_append(self.c, message, patience, self.number)
         return int(self.number[0]) if status in (self.lib.CPS_OK, self.lib.CPS_DROPPED) else status
 
-    def read(self, max_bytes: int = 1 << 16, take: int | None = None) -> list[Record] | int | tuple[int, int]:
+    def read(
+        self, max_bytes: int = 1 << 16, take: int | None = None, live: bool = False
+    ) -> list[Record] | int | tuple[int, int]:
         """Messages of one batch (at most ``take`` of them consumed), a lost range, or a status."""
-        status: int = self.lib.cps_log_read(self.c, max_bytes, self.batch)
+        read = self.lib.cps_log_read_live if live else self.lib.cps_log_read
+        status: int = read(self.c, max_bytes, self.batch)
         if status != self.lib.CPS_OK:
             return status
         batch = self.batch
@@ -222,18 +229,37 @@ class Log:
         assert got == self.lib.CPS_EMPTY, got
         return seen
 
-    def settle(self, done: list[Record], ended: dict[int, int] | None = None) -> None:
-        """Acknowledge these, which are the oldest of what was read, but for those that `ended` gives a reason."""
+    def settle(self, done: list[Record], ended: dict[int, int] | None = None, live: bool = False) -> None:
+        """Acknowledge the oldest of what was read (of the live stream), but for those that `ended` gives a reason."""
         if not done:
             return
         ended = ended or {}
         losses = [(one.position, one.end, 1, one.span, ended[one.position]) for one in done if one.position in ended]
         acked = [record.span for record in done if record.position not in ended]
         out = self.ffi.new("cps_loss[]", losses)
-        self.lib.cps_log_settle(self.c, done[-1].end, len(acked), sum(acked), out, len(losses))
+        settle = self.lib.cps_log_settle_live if live else self.lib.cps_log_settle
+        settle(self.c, done[-1].end, len(acked), sum(acked), out, len(losses))
 
     def rewind(self) -> None:
         self.lib.cps_log_rewind(self.c)
+
+    def split(self, backlog_bytes: int = 0, may_begin: bool = True) -> int:
+        """What is published from now on need not wait for what is pending, where that is more than so much."""
+        return int(self.lib.cps_log_split(self.c, ANY_TIME, backlog_bytes, may_begin))
+
+    @property
+    def is_split(self) -> bool:
+        return bool(self.lib.cps_log_is_split(self.c))
+
+    def fronts(self) -> Any:
+        out = self.ffi.new("cps_fronts *")
+        self.lib.cps_log_fronts(self.c, out)
+        return out[0]
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """What is settled ahead of the head."""
+        settled = self.stats().settled
+        return [(one.first, one.end) for one in settled.ahead[0 : settled.ahead_count]]
 
     def link(self, up: bool) -> None:
         self.lib.cps_log_link(self.c, up)

@@ -32,8 +32,8 @@ static bool model(const place *p, uint64_t low, uint64_t published, uint64_t spa
 static const char *push(place *p, cps_ring *ring, uint64_t low, uint64_t published, uint64_t length) {
     uint8_t before[RING_MAX];
     uint64_t n = p->ring_bytes, span = cps_record_span(length), expected = 0, position = 0;
-    memset(p->memory, CANARY, n);
-    memcpy(before, p->memory, n);
+    memset(p->memory, CANARY, (size_t)n);
+    memcpy(before, p->memory, (size_t)n);
     cps_message m = {.topic = p->payload, .topic_bytes = 0, .payload = p->payload,
                      .payload_bytes = (uint32_t)length - CPS_RECORD_HEADER_BYTES};
     unsigned wake;
@@ -43,7 +43,7 @@ static const char *push(place *p, cps_ring *ring, uint64_t low, uint64_t publish
     enum cps_status status = cps_ring_push(ring, &m, false, &position, &wake);
     if (has_room != fits) return "has_room says something else than the model";
     if (status != (fits ? CPS_OK : CPS_FULL)) return "push says something else than the model";
-    if (!fits) return memcmp(before, p->memory, n) == 0 ? NULL : "a push that was refused wrote something";
+    if (!fits) return memcmp(before, p->memory, (size_t)n) == 0 ? NULL : "a push that was refused wrote something";
     if (position != expected) return "the position differs";
     if (cps_ring_published(ring) != expected + span) return "published differs";
     for (uint64_t at = low; at < published; at++)
@@ -111,7 +111,7 @@ const char *exhaust_ring(uint64_t ring_bytes, uint64_t base, bool every_length, 
     place *p = calloc(1, sizeof *p);
     CPS_ASSERT(p != NULL && ring_bytes <= RING_MAX);
     p->ring_bytes = ring_bytes;
-    p->memory = malloc(ring_bytes);
+    p->memory = malloc((size_t)ring_bytes);
     p->shared = aligned_alloc(64, CPS_SHARED_BYTES);
     CPS_ASSERT(p->memory != NULL && p->shared != NULL);
     memset(p->shared, 0, CPS_SHARED_BYTES);

@@ -48,6 +48,7 @@ struct sim {
     unsigned hanging;
     pthread_cond_t came_back;
     uint64_t space_bytes;
+    size_t page_bytes;
     uint64_t cut_in; /* 0: not at all */
     bool is_cut;
     uint64_t clock_ms;
@@ -275,7 +276,7 @@ static enum cps_status sim_do_truncate(void *context, int handle, uint64_t size,
     ENTER(SIM_TRUNCATE, true);
     if (s->real) return leave(s, s->system->truncate(NULL, handle, size, error));
     node *n = at(s, handle);
-    if (size < n->seen_bytes) memset(n->seen + size, 0, n->seen_bytes - size);
+    if (size < n->seen_bytes) memset(n->seen + size, 0, (size_t)(n->seen_bytes - size));
     n->seen_bytes = n->taken_bytes = size;
     return leave(s, CPS_OK);
 }
@@ -286,7 +287,7 @@ static enum cps_status sim_do_sync(void *context, int handle, int *error) {
     node *n = at(s, handle);
     if (n->in_memory) return leave(s, CPS_OK);
     uint64_t larger = n->seen_bytes > n->kept_bytes ? n->seen_bytes : n->kept_bytes;
-    memcpy(n->kept, n->seen, larger);
+    memcpy(n->kept, n->seen, (size_t)larger);
     n->kept_bytes = n->seen_bytes;
     return leave(s, CPS_OK);
 }
@@ -361,8 +362,14 @@ static enum cps_status sim_do_lock(void *context, int handle, int *error) {
     return leave(s, CPS_OK);
 }
 
+static size_t sim_do_page_bytes(void *context) {
+    const sim *s = context;
+    return s->page_bytes;
+}
+
 static enum cps_status sim_do_map(void *context, int handle, size_t size, uint8_t **bytes, int *error) {
     ENTER(SIM_MAP, false);
+    CPS_ASSERT(size > 0 && size % s->page_bytes == 0);
     if (s->real) return leave(s, s->system->map(NULL, handle, size, bytes, error));
     node *n = at(s, handle);
     n->users++;
@@ -372,6 +379,7 @@ static enum cps_status sim_do_map(void *context, int handle, size_t size, uint8_
 
 static enum cps_status sim_do_map_memory(void *context, size_t size, uint8_t **bytes, int *error) {
     ENTER(SIM_MAP_MEMORY, false);
+    CPS_ASSERT(size > 0 && size % s->page_bytes == 0);
     return leave(s, s->system->map_memory(NULL, size, bytes, error));
 }
 
@@ -383,6 +391,7 @@ static node *node_of(sim *s, const uint8_t *bytes) {
 
 static void sim_do_unmap(void *context, uint8_t *bytes, size_t size) {
     sim *s = context;
+    CPS_ASSERT(size > 0 && size % s->page_bytes == 0);
     (void)pthread_mutex_lock(&s->lock);
     node *n = s->real ? NULL : node_of(s, bytes);
     if (n != NULL) {
@@ -449,17 +458,20 @@ sim *sim_new(bool real) {
     s->system = cps_io_system();
     s->real = real;
     s->space_bytes = UINT64_MAX / 2;
+    s->page_bytes = s->system->page_bytes(NULL);
     s->table = (cps_io){
         .context = s, .open = sim_do_open, .close = sim_do_close, .facts = sim_do_facts, .read = sim_do_read,
         .write = sim_do_write, .allocate = sim_do_allocate, .truncate = sim_do_truncate, .sync = sim_do_sync,
         .sync_directory = sim_do_sync_directory, .make_directory = sim_do_make_directory, .remove = sim_do_remove, .rename = sim_do_rename,
-        .list = sim_do_list, .free_space = sim_do_free_space, .lock = sim_do_lock, .map = sim_do_map,
-        .map_memory = sim_do_map_memory, .unmap = sim_do_unmap,
+        .list = sim_do_list, .free_space = sim_do_free_space, .lock = sim_do_lock, .page_bytes = sim_do_page_bytes,
+        .map = sim_do_map, .map_memory = sim_do_map_memory, .unmap = sim_do_unmap,
         .monotonic_ms = sim_do_monotonic, .tick_ms = sim_do_tick, .boottime_ms = sim_do_boottime,
         .wall_ms = sim_do_wall, .wait_until = sim_do_wait_until, .boot_id = sim_do_boot_id, .random = sim_do_random,
     };
     return s;
 }
+
+void sim_pages(sim *s, size_t bytes) { s->page_bytes = bytes; }
 
 void sim_free(sim *s) {
     for (node *n = s->nodes; n < s->nodes + NODES; n++) {
@@ -589,8 +601,8 @@ static void survive(node *n, uint64_t *seed) {
         if (memcmp(n->seen + from, n->kept + from, SECTOR_BYTES) != 0 && (scramble(seed) & 1) != 0)
             memcpy(n->kept + from, n->seen + from, SECTOR_BYTES);
     if (n->seen_bytes != n->kept_bytes && (scramble(seed) & 1) != 0) n->kept_bytes = n->seen_bytes;
-    memset(n->kept + n->kept_bytes, 0, SIM_FILE_BYTES_MAX > larger && larger > n->kept_bytes ? larger - n->kept_bytes : 0);
-    memcpy(n->seen, n->kept, larger);
+    memset(n->kept + n->kept_bytes, 0, SIM_FILE_BYTES_MAX > larger && larger > n->kept_bytes ? (size_t)(larger - n->kept_bytes) : 0);
+    memcpy(n->seen, n->kept, (size_t)larger);
     n->seen_bytes = n->taken_bytes = n->kept_bytes;
 }
 
@@ -610,7 +622,7 @@ void sim_restart(sim *s, bool power, uint64_t seed) {
         if (power && n->in_memory) {
             n->kept_entry = n->seen_entry = false;
         } else if (n->in_memory) {
-            memcpy(n->seen, n->kept, n->kept_bytes);
+            memcpy(n->seen, n->kept, (size_t)n->kept_bytes);
             n->seen_entry = n->kept_entry;
         } else if (power) {
             if (n->seen_entry != n->kept_entry && (scramble(&seed) & 1) != 0) n->kept_entry = n->seen_entry;
@@ -640,9 +652,9 @@ enum cps_status sim_put(sim *s, const char *path, const uint8_t *bytes, uint64_t
     if (size_bytes > SIM_FILE_BYTES_MAX) return leave(s, CPS_TOO_LARGE);
     if (n == NULL) n = make(s, path);
     uint64_t larger = n->seen_bytes > size_bytes ? n->seen_bytes : size_bytes;
-    memset(n->seen, 0, larger);
-    memcpy(n->seen, bytes, size_bytes);
-    memcpy(n->kept, n->seen, larger);
+    memset(n->seen, 0, (size_t)larger);
+    memcpy(n->seen, bytes, (size_t)size_bytes);
+    memcpy(n->kept, n->seen, (size_t)larger);
     n->seen_bytes = n->kept_bytes = n->taken_bytes = size_bytes;
     n->kept_entry = true;
     return leave(s, CPS_OK);
@@ -652,7 +664,7 @@ enum cps_status sim_resize(sim *s, const char *path, uint64_t size_bytes) {
     (void)pthread_mutex_lock(&s->lock);
     node *n = find(s, path);
     if (n == NULL) return leave(s, CPS_UNKNOWN);
-    if (size_bytes < n->seen_bytes) memset(n->seen + size_bytes, 0, n->seen_bytes - size_bytes);
+    if (size_bytes < n->seen_bytes) memset(n->seen + size_bytes, 0, (size_t)(n->seen_bytes - size_bytes));
     n->seen_bytes = size_bytes;
     return leave(s, CPS_OK);
 }

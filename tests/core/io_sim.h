@@ -39,6 +39,9 @@ void sim_come_back(sim *s);
 unsigned sim_hanging(sim *s); /* calls that hang now */
 uint64_t sim_calls(sim *s, enum sim_kind kind); /* since sim_new */
 
+/* Pages of that size, before anything is open; a mapping must then be whole pages, of the machine's own size at least. */
+void sim_pages(sim *s, size_t bytes);
+
 void sim_space(sim *s, uint64_t bytes); /* room for all files outside tmpfs */
 uint64_t sim_used(sim *s);              /* of it */
 void sim_advance(sim *s, uint64_t ms);  /* both clocks jump ahead */

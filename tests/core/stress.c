@@ -191,7 +191,7 @@ const char *stress_ring(uint64_t ring_bytes, uint64_t start_at, unsigned produce
     uint32_t payload_max = ring_bytes / 4 - 48 < PAYLOAD_MAX ? (uint32_t)(ring_bytes / 4) - 48 : PAYLOAD_MAX;
     memset(report, 0, sizeof *report);
     cps_shared *shared = aligned_alloc(64, CPS_SHARED_BYTES);
-    uint8_t *memory = malloc(ring_bytes);
+    uint8_t *memory = malloc((size_t)ring_bytes);
     CPS_ASSERT(shared != NULL && memory != NULL && producers <= PRODUCERS_MAX && ring_bytes >= 256);
     memset(shared, 0, CPS_SHARED_BYTES);
     cps_produced produced = {.published = start_at};
@@ -315,7 +315,7 @@ static const char *follow(following *f, bool drain, bool *idle) {
         const char *wrong = check(at, &record, PAYLOAD_MAX, &producer, &n);
         if (wrong != NULL) return wrong;
     }
-    enum cps_status status = cps_log_read(f->log, 1 + dice % 8192, &batch);
+    enum cps_status status = cps_log_read(f->log, 1 + (size_t)(dice % 8192), &batch);
     if (status == CPS_OK) {
         size_t consumed;
         const char *wrong = take_batch(f, &batch, &consumed);

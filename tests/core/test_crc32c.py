@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .build import load
+from .build import compiler, load
+
+AT_HWCAP, AT_HWCAP2 = 16, 26
+
+
+def expected_name() -> str:
+    """What the kernel says of this CPU, asked in another way than the core does."""
+    machine, hwcap = platform.machine(), ctypes.CDLL(None).getauxval
+    hwcap.restype, hwcap.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    if machine == "x86_64":
+        with open("/proc/cpuinfo") as info:
+            return "sse4.2" if " sse4_2 " in info.read() else "table"
+    if machine.startswith(("aarch64", "arm")):
+        if sys.maxsize > 1 << 32:
+            return "armv8-crc" if hwcap(AT_HWCAP) & 1 << 7 else "table"
+        is_clang = b"clang" in subprocess.run([*compiler(), "--version"], check=True, capture_output=True).stdout
+        return "armv8-crc" if hwcap(AT_HWCAP2) & 1 << 4 and not is_clang else "table"
+    return "table"
+
+
+def test_the_instruction_of_this_cpu_is_used(core: tuple[Any, Any]) -> None:
+    ffi, lib = core
+    assert ffi.string(lib.cps_crc32c_name()).decode() == expected_name()
 
 
 @pytest.mark.parametrize(

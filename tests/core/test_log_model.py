@@ -14,11 +14,14 @@ from .build import load, sanitizers
 from .disk import DISK_ERRORS, Disk, Log, Loss, Record
 
 META_BYTES = 8192
+NO_STREAM = (1 << 64) - 1
+AHEAD_MAX = 6
 REFUSED = 2
 
 
 class Queue(RuleBasedStateMachine):
-    """The model: messages that are pending, oldest first, of which the first ``sent`` are in flight."""
+    """The model: messages that are pending, oldest first, of which the first are in flight; with two streams also the
+    first of those that stand at ``live_first`` or behind it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,6 +29,8 @@ class Queue(RuleBasedStateMachine):
         self.disk = Disk()
         self.pending: list[tuple[int, bytes]] = []
         self.flight: list[Record] = []
+        self.live_flight: list[Record] = []
+        self.live_first = NO_STREAM
         self.made = self.published = self.acked = self.dropped = self.refused = self.dead = 0
         self.reasons: Counter[int] = Counter()  # messages that were reported as lost, by reason
         self.gone: list[tuple[int, int]] = []  # position and reason of each that was in the log
@@ -51,7 +56,21 @@ class Queue(RuleBasedStateMachine):
     def open(self) -> None:
         self.log = Log(self.disk, **self.chosen)
         self.log.ok(self.log.status)
-        self.flight = []
+        self.flight, self.live_flight, self.live_first = [], [], NO_STREAM
+
+    def stream(self, live: bool) -> tuple[list[Record], list[tuple[int, bytes]]]:
+        """What is in flight and what is pending of one of the streams."""
+        if live:
+            return self.live_flight, [one for one in self.pending if one[0] >= self.live_first]
+        return self.flight, [one for one in self.pending if one[0] < self.live_first]
+
+    def look_whether_joined(self) -> bool:
+        """With the end of the backlog there is one stream again, the live one."""
+        if self.live_first == NO_STREAM or self.log.is_split:
+            return False
+        assert not self.flight and not any(one[0] < self.live_first for one in self.pending)
+        self.flight, self.live_flight, self.live_first = self.live_flight, [], NO_STREAM
+        return True
 
     def lose(self, losses: list[Loss]) -> None:
         """Take out of the model what the log says that it dropped, and nothing else."""
@@ -62,7 +81,8 @@ class Queue(RuleBasedStateMachine):
                 continue
             gone = [one for one in self.pending if loss.first <= one[0] < loss.end]
             assert len(gone) == loss.messages, (loss, len(gone))
-            assert not any(loss.first <= record.position < loss.end for record in self.flight)
+            flight = self.flight + self.live_flight
+            assert not any(loss.first <= record.position < loss.end for record in flight)
             self.pending = [one for one in self.pending if not loss.first <= one[0] < loss.end]
             self.gone += [(position, loss.reason) for position, _ in gone]
             self.dropped += loss.messages
@@ -107,56 +127,88 @@ class Queue(RuleBasedStateMachine):
             self.last = position
             self.pending.append((position, payload))
 
-    @rule(max_bytes=st.sampled_from([1, 500, 5000, 1 << 16]), take=st.one_of(st.none(), st.integers(0, 8)))
-    def read(self, max_bytes: int, take: int | None) -> None:
-        got = self.log.read(max_bytes, take)
+    @rule(max_bytes=st.sampled_from([1, 500, 5000, 1 << 16]), take=st.one_of(st.none(), st.integers(0, 8)),
+          live=st.booleans())  # fmt: skip
+    def read(self, max_bytes: int, take: int | None, live: bool = False) -> None:
+        got = self.log.read(max_bytes, take, live)
         self.lose(self.log.losses())
+        joined = self.look_whether_joined()
+        live = live and self.log.is_split
+        flight, pending = self.stream(live)
         if got == self.lib.CPS_EMPTY:
-            assert len(self.flight) == len(self.pending)
+            assert len(flight) == len(pending) or joined  # in this call
             return
         assert isinstance(got, list), got
-        at = len(self.flight)
+        at = len(flight)
         came = [(one.position, one.payload) for one in got]
-        assert came == self.pending[at : at + len(got)], (came, at, self.pending)
-        self.flight += got
+        assert came == pending[at : at + len(got)], (came, at, pending)
+        flight += got
 
-    @rule(share=st.floats(0, 1))
-    def settle(self, share: float) -> None:
-        count = round(len(self.flight) * share)
-        self.log.settle(self.flight[:count])
-        self.forget(count)
+    @rule(share=st.floats(0, 1), live=st.booleans())
+    def settle(self, share: float, live: bool = False) -> None:
+        self.look_whether_joined()
+        live = live and self.log.is_split
+        count = round(len(self.stream(live)[0]) * share)
+        self.log.settle(self.stream(live)[0][:count], live=live)
+        self.forget(count, live)
 
-    @rule(fates=st.lists(st.sampled_from(["acked", "expired", "dead"]), min_size=1, max_size=16))
-    def settle_with_other_ends(self, fates: list[str]) -> None:
-        done = self.flight[: len(fates)]
+    @rule(fates=st.lists(st.sampled_from(["acked", "expired", "dead"]), min_size=1, max_size=16), live=st.booleans())
+    def settle_with_other_ends(self, fates: list[str], live: bool) -> None:
+        self.look_whether_joined()
+        live = live and self.log.is_split
+        flight = self.stream(live)[0]
+        done = flight[: len(fates)]
         reasons = {"acked": 0, "expired": self.lib.CPS_REASON_EXPIRED, "dead": self.lib.CPS_REASON_DEAD}
         chosen = [reasons[fate] for fate in fates[: len(done)]]
         ended = {one.position: reason for one, reason in zip(done, chosen, strict=True) if reason}
-        self.log.settle(done, ended)
-        del self.flight[: len(done)]
+        self.log.settle(done, ended, live)
+        del flight[: len(done)]
         dead = {position for position, reason in ended.items() if reason == self.lib.CPS_REASON_DEAD}
         acked = {one.position for one in done} - set(ended)
         self.dead += len(dead)
         self.acked += len(acked)
         self.pending = [one for one in self.pending if one[0] not in dead | acked]
         self.lose(self.log.losses())  # the expired ones
+        self.look_whether_joined()
         assert not any(one[0] in ended for one in self.pending)
 
     @rule(share=st.floats(0, 1))
     def settle_through(self, share: float) -> None:
-        if self.flight:
+        self.look_whether_joined()
+        if self.flight and not self.log.is_split:
             count = min(int(len(self.flight) * share), len(self.flight) - 1)
             self.log.ok(self.log.lib.cps_log_settle_through(self.log.c, self.flight[count].position))
             self.forget(count + 1)
 
-    def forget(self, count: int) -> None:
+    def forget(self, count: int, live: bool = False) -> None:
+        flight, _ = self.stream(live)
+        done = {one.position for one in flight[:count]}
         self.acked += count
-        del self.flight[:count], self.pending[:count]
+        del flight[:count]
+        self.pending = [one for one in self.pending if one[0] not in done]
+        self.look_whether_joined()
 
     @rule()
     def rewind(self) -> None:
         self.log.rewind()
-        self.flight = []
+        self.flight, self.live_flight = [], []
+        self.look_whether_joined()
+
+    @rule(backlog_bytes=st.sampled_from([0, 0, 400, 4000]), may_begin=st.booleans())
+    def split(self, backlog_bytes: int, may_begin: bool) -> None:
+        self.rewind()
+        before = self.log.ranges()
+        kind = self.log.split(backlog_bytes, may_begin)
+        self.live_first = self.log.fronts().live_first
+        assert self.log.is_split == (self.live_first != NO_STREAM)
+        if kind == self.lib.CPS_SPLIT_BEGUN:
+            assert may_begin and self.live_first > self.last
+            assert self.log.ranges()[-1] == (self.live_first, self.live_first)
+        if kind == self.lib.CPS_SPLIT_FULL:
+            assert len(before) == len(self.log.ranges()) == AHEAD_MAX
+        # Nothing that is pending is in a range.
+        for first, end in self.log.ranges():
+            assert not any(first <= one[0] < end for one in self.pending)
 
     @rule(up=st.booleans())
     def link(self, up: bool) -> None:
@@ -229,9 +281,11 @@ class Queue(RuleBasedStateMachine):
             return
         self.disk.heal()
         self.rewind()
-        while len(self.flight) < len(self.pending):
+        for _ in range(10_000):
+            if not self.pending:
+                break
             self.read(1 << 16, None)
-        self.settle(1.0)
+            self.settle(1.0)
         stats = self.log.check()
         assert stats.pending_messages == 0
         assert stats.settled.dropped_messages == self.dropped

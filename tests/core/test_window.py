@@ -322,6 +322,63 @@ def test_acknowledgement_of_the_last_connection_is_unknown(open_window: Callable
     assert window.push(0, 8) == late + 1
 
 
+def test_two_streams_have_a_head_each_and_one_order_of_sending(open_window: Callable[..., Window]) -> None:
+    window = open_window(8)
+    lib, a, b, c = window.lib, window.a, window.b, window.ffi.new("uint64_t *")
+    lib.cps_window_split(window.c, 800)
+    first = window.push(0, 8)
+    lib.cps_window_turn(window.c, True)
+    live = [window.push(800 + 8 * n, 808 + 8 * n) for n in range(2)]
+    lib.cps_window_turn(window.c, False)
+    second = window.push(8, 16)
+    assert window.ack(live[0]) == (800, 808)
+    assert window.head() is None  # the one that was sent before it is not done
+    assert lib.cps_window_live(window.c, a, b, c) == lib.CPS_EMPTY
+    assert window.ack(first) == (0, 8)
+    assert window.head() == 8
+    assert lib.cps_window_live(window.c, a, b, c) == lib.CPS_OK
+    assert (a[0], b[0], c[0]) == (808, 1, 8)
+    assert window.ack(second) == (8, 16)
+    assert window.head() == 8
+    assert window.end(808, lib.CPS_FATE_DEAD)
+    lib.cps_window_check(window.c)
+    assert window.head() == 16
+    assert window.endings() == [(808, 816, 1, 8, lib.CPS_FATE_DEAD)]
+    lib.cps_window_join(window.c)
+    assert window.head() == 816
+    assert window.push(816, 824) == second + 1
+    lib.cps_window_check(window.c)
+
+
+def test_endings_of_two_streams_that_touch_are_told_apart(open_window: Callable[..., Window]) -> None:
+    window = open_window(8)
+    expired = window.lib.CPS_FATE_EXPIRED
+    window.lib.cps_window_split(window.c, 16)
+    assert window.skip(8, 16, expired) == window.lib.CPS_OK
+    window.lib.cps_window_turn(window.c, True)
+    assert window.skip(16, 24, expired) == window.lib.CPS_OK
+    assert window.endings() == [(8, 16, 1, 8, expired), (16, 24, 1, 8, expired)]
+
+
+def test_what_ended_in_two_streams_is_remembered_in_order_of_position(open_window: Callable[..., Window]) -> None:
+    window = open_window(8)
+    window.lib.cps_window_split(window.c, 800)
+    ids = {}
+    for n in range(4):
+        window.lib.cps_window_turn(window.c, True)
+        ids[800 + 8 * n] = window.push(800 + 8 * n, 808 + 8 * n)
+        window.lib.cps_window_turn(window.c, False)
+        ids[8 * n] = window.push(8 * n, 8 * n + 8)
+    done = [8, 24, 808, 816]
+    for position in done:
+        assert window.ack(ids[position])
+    window.restart()
+    window.lib.cps_window_check(window.c)
+    assert [at for at in ids if window.was_acked(at)] == [at for at in ids if at in done]
+    window.lib.cps_window_forget(window.c, 800, 816)
+    assert sorted(at for at in ids if window.was_acked(at)) == [8, 24, 816]
+
+
 def test_memory_of_acknowledgements_is_bounded(open_window: Callable[..., Window]) -> None:
     """Even when the caller goes on elsewhere, the highest are forgotten, which costs duplicates only."""
     window = open_window(3)

@@ -3,6 +3,9 @@ version 1: the files are there to show that every later version still reads them
 
     python tests/data/make_golden.py
 
+With CLOUDPUBSUB_GOLDEN=DIRECTORY in the environment it makes the same there instead, and tests/test_golden.py reads
+that one: how a machine shows that it reads what another kind of machine wrote.
+
 Three opens: the first leaves a segment, in which a byte is then changed; the second finds that, settles the rest of it
 and leaves a sealed segment with a pad in it, whose head stands in the middle; the third is killed and leaves an
 unsealed segment, to which some bytes of a torn write are added.
@@ -24,7 +27,7 @@ from cloudpubsub import Options
 from cloudpubsub._open import open_log
 from cloudpubsub._spool import Log
 
-HERE = Path(__file__).parent
+HERE = Path(os.environ.get("CLOUDPUBSUB_GOLDEN", Path(__file__).parent))
 SPOOL = HERE / "spool-v1"
 IDENTITY = "gateway-17"
 RING = 64 << 10

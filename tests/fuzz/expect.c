@@ -44,7 +44,7 @@ static bool is_message(const fuzz_file *file, size_t at, size_t end) {
     uint64_t parts = (uint64_t)RECORD_BYTES + cps_load16(record + 22) + cps_load16(record + 24);
     bool has_extras = (record[20] & 2) != 0;
     if (parts + (has_extras ? 8 : 0) > length) return false;
-    if (cps_load32(record) != cps_crc32c_table(0, record + 4, length - 4)) return false;
+    if (cps_load32(record) != cps_crc32c_table(0, record + 4, (size_t)length - 4)) return false;
     return !has_extras || parts + 8 + cps_load16(record + length - 8) <= length;
 }
 
