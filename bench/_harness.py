@@ -17,6 +17,7 @@ import platform
 import random
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -439,6 +440,11 @@ def module_name(name: str) -> str:
     return f"{__package__}.{name}"
 
 
+def end_like_interrupted() -> None:
+    """SIGTERM ends brokers and removes files too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def note_to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -460,6 +466,7 @@ def main(
             answer = {"missing": str(exc)}
         print(json.dumps(answer))
         return
+    end_like_interrupted()
     found = environment()
     warn_if_busy(found)
     try:

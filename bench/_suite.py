@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     wrong = sorted(set(arguments.names) - set(QUESTIONS))
     if wrong:
         raise SystemExit(f"no such benchmark: {', '.join(wrong)}; there are: {', '.join(QUESTIONS)}")
+    _harness.end_like_interrupted()
     found = _harness.environment()
     _harness.warn_if_busy(found)
     reports: list[Report] = []
