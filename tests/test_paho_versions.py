@@ -21,9 +21,9 @@ from tests.making import ROOT
 # The contract, and a message's whole way in both directions on a broker that is always there; TLS where Mosquitto is.
 TESTS = [
     "tests/test_paho_contract.py",
-    "tests/test_publish_broker_restart.py::test_rumqttd_restarts",
-    "tests/test_subscribe_basics.py::test_messages_come_in_the_order_of_publishing[rumqttd]",
-    "tests/test_subscribe_basics.py::test_unsubscribed_handlers_are_not_called[rumqttd]",
+    "tests/test_end_to_end_brokers.py::test_nothing_is_lost_when_the_broker_is_killed[rumqttd]",
+    "tests/test_end_to_end_subscribing.py::test_messages_come_in_the_order_of_publishing[rumqttd]",
+    "tests/test_end_to_end_subscribing.py::test_unsubscribed_handlers_are_not_called[rumqttd]",
     "tests/test_subscribe_again.py::test_everything_is_subscribed_again_after_a_loss",
     "tests/test_publish_tls.py::test_a_known_authority_and_the_right_host_are_accepted[localhost]",
     "tests/test_publish_tls.py::test_a_server_that_never_answers_the_handshake_is_given_up",

@@ -22,8 +22,8 @@ FLAGS = ("-O1", "-g", "-pthread", f"-I{CORE}", f"-I{ROOT / 'tests/core'}", f"-I{
 
 def sources() -> list[Path]:
     """The C core and what the targets share."""
-    written_by_cython = {"_spool.c", "_link.c"}
-    return [*sorted(path for path in CORE.glob("*.c") if path.name not in written_by_cython), *HELPERS]
+    # What Cython writes has a .pyx beside it.
+    return [*sorted(path for path in CORE.glob("*.c") if not path.with_suffix(".pyx").exists()), *HELPERS]
 
 
 def fingerprint() -> str:
