@@ -57,7 +57,7 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
 .PHONY: demo test test-brokers test-arm64 test-armhf wheel-test test-all bench instructions lint sanitize model killtest powercut chaos soak \
-	fuzz fuzz-quick fuzz-clang clean mosquitto brokers valgrind
+	fuzz fuzz-quick fuzz-clang clean mosquitto brokers peers valgrind
 
 demo: $(VENV)/.demo
 	@$(BIN)/cloudpubsub demo
@@ -70,8 +70,10 @@ test-brokers: $(VENV)/.test brokers
 	$(BIN)/python -m pytest -m "slow_brokers or not slow_brokers" tests/test_end_to_end_*.py tests/test_nats_cluster.py \
 	    tests/test_more_brokers.py
 
-bench: $(VENV)/.bench mosquitto
-	$(BIN)/python -m bench
+# All of it in less than ten minutes; leaves bench/results/.  BENCH="--quick" only shows that it runs.
+BENCH ?=
+bench: $(VENV)/.bench peers
+	$(BIN)/python -m bench $(BENCH)
 
 # Counts are the same on a busy machine; a minute at most.
 instructions: valgrind
@@ -249,6 +251,16 @@ $(VENV)/.%: $(SOURCES) | $(VENV)/.base
 # Where root may, what the tests need of Debian is installed; no service is started, now or at the next boot.
 mosquitto: PROGRAMS := mosquitto
 brokers: PROGRAMS := mosquitto nats-server rabbitmq-server
+# What the benchmarks compare with; one that is not there is named in the results.
+peers: mosquitto
+	@if [ "$$(id -u)" != 0 ] || ! type -P apt-get >/dev/null; then exit 0; fi
+	wanted=""
+	type -P mosquitto_pub >/dev/null || wanted="$$wanted mosquitto-clients"
+	has() { echo "#include <$$1>" | "$${CC:-cc}" -E - >/dev/null 2>&1; }
+	has MQTTAsync.h || wanted="$$wanted libpaho-mqtt-dev"
+	has openssl/ssl.h || wanted="$$wanted libssl-dev"
+	for package in $$wanted; do echo "installing $$package"; .ci/install "$$package" || true; done
+
 mosquitto brokers:
 	@export PATH="$$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 	can_install() { [ "$$(id -u)" = 0 ] && type -P apt-get >/dev/null; }

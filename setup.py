@@ -10,7 +10,7 @@ import platform
 import sys
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 CORE = (
     "cloudpubsub/_ring.c",
@@ -98,6 +98,9 @@ extensions = [
 ]
 
 setup(
+    # One set of benchmarks: `python -m bench.NAME` in a source tree, `cloudpubsub bench NAME` wherever it is installed.
+    packages=[*find_packages(include=["cloudpubsub", "cloudpubsub.*"]), "cloudpubsub.bench"],
+    package_dir={"cloudpubsub.bench": "bench"},
     libraries=[core],
     ext_modules=cythonize(
         extensions,

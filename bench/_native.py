@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent / "native"
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-O2", "-g", "-std=gnu11", "-pthread", "-fvisibility=hidden")
+DIRECTORY_VARIABLE = "CLOUDPUBSUB_BENCH_NATIVE"
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wmissing-prototypes")
 
 
@@ -45,7 +46,9 @@ def core_sources() -> list[Path]:
 
 
 @cache
-def build(name: str, *, core: bool = False, libraries: tuple[str, ...] = ()) -> Path:
+def build(
+    name: str, *, core: bool = False, flags: tuple[str, ...] = (), libraries: tuple[str, ...] = ()
+) -> Path:
     """The program of `native/NAME.c`, with the C core if wanted.  Raises Missing where something lacks."""
     sources = [HERE / f"{name}.c", *(core_sources() if core else [])]
     headers = [*HERE.glob("*.h"), *((ROOT / "cloudpubsub").glob("_*.h") if core else [])]
@@ -53,6 +56,7 @@ def build(name: str, *, core: bool = False, libraries: tuple[str, ...] = ()) -> 
         *compiler(),
         *FLAGS,
         *_WARNINGS,
+        *flags,
         *(["-I", str(ROOT / "cloudpubsub")] if core else []),
         *map(str, sources),
         *(f"-l{library}" for library in libraries),
@@ -60,7 +64,7 @@ def build(name: str, *, core: bool = False, libraries: tuple[str, ...] = ()) -> 
     key = hashlib.sha256(repr(command).encode() + _version(compiler()).encode())
     for path in [*sources, *sorted(headers)]:
         key.update(path.read_bytes())
-    program = _directory() / f"{name}-{key.hexdigest()[:16]}"
+    program = directory() / f"{name}-{key.hexdigest()[:16]}"
     if not program.exists():
         made = program.with_name(f"{program.name}.{os.getpid()}")
         done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False, timeout=300)
@@ -73,10 +77,12 @@ def build(name: str, *, core: bool = False, libraries: tuple[str, ...] = ()) -> 
     return program
 
 
-def _directory() -> Path:
-    directory = _kept_directory() or _own_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+def directory() -> Path:
+    """Where programs are kept; a child is told by the environment."""
+    told = os.environ.get(DIRECTORY_VARIABLE)
+    kept = Path(told) if told else _kept_directory() or _own_directory()
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
 
 
 def _kept_directory() -> Path | None:
@@ -85,9 +91,9 @@ def _kept_directory() -> Path | None:
 
 @cache
 def _own_directory() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="cloudpubsub-bench-native-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+    own = Path(tempfile.mkdtemp(prefix="cloudpubsub-bench-native-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 @cache

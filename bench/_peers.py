@@ -1,4 +1,4 @@
-"""Clients of both libraries, ready to publish, for the subjects of several benchmarks."""
+"""Clients of this and other libraries, ready to publish, for the subjects of several benchmarks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from paho.mqtt.client import Client as PahoClient
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 import cloudpubsub
-from bench._harness import check
 
-_CONNECT_S = 10.0
+from ._harness import check
+
+_CONNECT_S = 20.0
 
 
-def connected_client(port: int, spool: str | None, **settings: Any) -> cloudpubsub.Client:
+def payload_of(order: dict[str, Any]) -> bytes:
+    size: int = order.get("payload_bytes", 64)
+    return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+def connected_client(order: dict[str, Any], spool: str | None, **settings: Any) -> cloudpubsub.Client:
     """A started client of ours with a live link."""
     is_up = threading.Event()
+    ca = order.get("ca")
     client = cloudpubsub.Client(
-        f"mqtt://127.0.0.1:{port}",
+        f"{'mqtts' if ca else 'mqtt'}://{order.get('host', '127.0.0.1')}:{order['port']}",
         client_id="bench-cloudpubsub",
         spool=spool,
+        tls=cloudpubsub.TLS(ca=ca) if ca else None,
         on_connect=lambda _url: is_up.set(),
-        **settings,
+        **{**order.get("settings", {}), **settings},
     )
     client.start()
     check(is_up.wait(_CONNECT_S), "no connection")
@@ -37,14 +45,16 @@ def offline_paho() -> PahoClient:
     return client
 
 
-def connected_paho(port: int, max_inflight: int, on_publish: Callable[..., None]) -> PahoClient:
+def connected_paho(order: dict[str, Any], max_inflight: int, on_publish: Callable[..., None] | None) -> PahoClient:
     """paho with a live link and its network thread running."""
     is_up = threading.Event()
     client = offline_paho()
     client.max_inflight_messages_set(max_inflight)
+    if order.get("ca"):
+        client.tls_set(ca_certs=order["ca"])
     client.on_connect = lambda *_: is_up.set()
     client.on_publish = on_publish
-    client.connect("127.0.0.1", port)
+    client.connect(order.get("host", "127.0.0.1"), order["port"])
     client.loop_start()
     check(is_up.wait(_CONNECT_S), "no connection")
     return client

@@ -1,34 +1,42 @@
-"""How many messages a second does a broker acknowledge?
+"""How many messages a second are acknowledged?
 
-64 bytes to a topic of 20, QoS 1, nobody subscribed, from one Python thread that publishes as fast as it can, until the
-last acknowledgement is there: cloudpubsub (with a spool, and in memory alone), paho-mqtt (`loop_start`, the best of
-several `max_inflight`), and as the broker's ceiling a raw sender: PUBLISH packets that were encoded beforehand, on a
-plain socket, the best of several windows, batch sizes and pauses before reading, acknowledgements only counted.
+Messages of one size to a topic of 20 bytes, QoS 1, nobody subscribed, from one Python thread that publishes as fast
+as it can, until the last acknowledgement is there: cloudpubsub (with a spool, and in memory alone), paho-mqtt
+(`loop_start`, the best of several `max_inflight`), aiomqtt, awscrt (MQTT 5), Paho C (MQTTAsync) and `mosquitto_pub
+-l`; and as the ceiling a raw sender: PUBLISH packets that were encoded beforehand, on a plain socket, the best of
+several windows, batch sizes and pauses before reading, acknowledgements only counted.
+
+The broker is Mosquitto, rumqttd, one of yours (`--broker mqtt://HOST:PORT`), or `sink`, a C program that parses and
+acknowledges and does nothing else, so that the client is what is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import select
+import asyncio
+import shutil
 import socket
+import ssl
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
-from bench import _harness
-from bench._harness import TOPIC, Meter, Report, Sample, Subject, check
-from bench._peers import connected_client, connected_paho
+from . import _brokers, _harness, _native, _raw
+from ._harness import TOPIC, Meter, Report, Sample, Subject, check
+from ._peers import connected_client, connected_paho, payload_of
 
-_MODULE = "bench.end_to_end"
-_PAYLOAD = bytes(range(64))
+_MODULE = _harness.module_name("end_to_end")
 _FLUSH_S = 120.0
 _NAPS_S = (0.0, 0.0005)  # who reads rarely is woken rarely, and wakes the broker rarely
-_INFLIGHTS = (20, 100, 1_000)
+_INFLIGHTS = {"paho-mqtt": (20, 100, 1_000), "aiomqtt": (100,), "awscrt": (1_000,)}
+_WAITINGS = (100, 1_000)
 _WINDOWS = ((1_000, 250), (10_000, 250), (10_000, 1_000), (20_000, 2_000))
 _OWN, _OWN_MEMORY, _PAHO, _RAW = "cloudpubsub", "cloudpubsub, memory only", "paho-mqtt", "raw sender"
+_AIOMQTT, _AWSCRT, _PAHO_C, _MOSQUITTO_PUB = "aiomqtt", "awscrt", "Paho C", "mosquitto_pub -l"
+#: How many times slower each of the others is, roughly: so many times fewer messages are measured.
+_SLOWNESS = {_PAHO: 20, _AIOMQTT: 50, _AWSCRT: 20, _PAHO_C: 50, _MOSQUITTO_PUB: 5}
 
 
 def cloudpubsub_spool(order: dict[str, Any]) -> Sample:
@@ -36,16 +44,17 @@ def cloudpubsub_spool(order: dict[str, Any]) -> Sample:
 
 
 def cloudpubsub_memory(order: dict[str, Any]) -> Sample:
+    order["settings"].pop("durability", None)
     return _publish(order, None, on_full="block")
 
 
 def _publish(order: dict[str, Any], spool: str | None, **settings: Any) -> Sample:
-    n = order["messages"]
-    client = connected_client(order["port"], spool, **settings)
+    n, payload = order["messages"], payload_of(order)
+    client = connected_client(order, spool, **settings)
     publish = client.publish
     with Meter() as meter:
         for _ in repeat(None, n):
-            publish(TOPIC, _PAYLOAD)
+            publish(TOPIC, payload)
         lost = client.flush(_FLUSH_S)
     stats = client.stats()
     check(lost == 0 and stats.acked == n, f"{stats.acked} of {n} were acknowledged, {lost} lost")
@@ -55,7 +64,7 @@ def _publish(order: dict[str, Any], spool: str | None, **settings: Any) -> Sampl
 
 
 def paho(order: dict[str, Any]) -> Sample:
-    n, acked, is_done = order["messages"], 0, threading.Event()
+    n, payload, acked, is_done = order["messages"], payload_of(order), 0, threading.Event()
 
     def count(*_: Any) -> None:
         nonlocal acked
@@ -63,11 +72,11 @@ def paho(order: dict[str, Any]) -> Sample:
         if acked == n:
             is_done.set()
 
-    client = connected_paho(order["port"], order["max_inflight"], count)
+    client = connected_paho(order, order["max_inflight"], count)
     publish = client.publish
     with Meter() as meter:
         for _ in repeat(None, n):
-            publish(TOPIC, _PAYLOAD, 1)
+            publish(TOPIC, payload, 1)
         is_done.wait(_FLUSH_S)
     check(acked == n, f"{acked} of {n} were acknowledged")
     client.disconnect()
@@ -75,14 +84,108 @@ def paho(order: dict[str, Any]) -> Sample:
     return meter.sample(n)
 
 
+def aiomqtt(order: dict[str, Any]) -> Sample:
+    import aiomqtt
+
+    n, payload, meter = order["messages"], payload_of(order), Meter()
+    context = ssl.create_default_context(cafile=order["ca"]) if order["ca"] else None
+
+    async def publish_all() -> None:
+        left = n
+
+        async def publish_some(client: aiomqtt.Client) -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await client.publish(TOPIC, payload, 1)  # until it is acknowledged
+
+        async with aiomqtt.Client(
+            order["host"],
+            order["port"],
+            identifier="bench-aiomqtt",
+            tls_context=context,
+            max_inflight_messages=order["max_inflight"],
+        ) as client:
+            with meter:
+                await asyncio.gather(*(publish_some(client) for _ in range(order["max_inflight"])))
+
+    asyncio.run(publish_all())
+    return meter.sample(n)
+
+
+def awscrt(order: dict[str, Any]) -> Sample:
+    from awscrt import io, mqtt5
+
+    n, payload, acked, meter = order["messages"], payload_of(order), 0, Meter()
+    is_up, is_done, room = threading.Event(), threading.Event(), threading.Semaphore(order["max_inflight"])
+    tls = None
+    if order["ca"]:
+        options = io.TlsContextOptions()
+        options.override_default_trust_store_from_path(None, order["ca"])
+        tls = io.ClientTlsContext(options)
+    client = mqtt5.Client(
+        mqtt5.ClientOptions(
+            host_name=order["host"],
+            port=order["v5_port"],
+            tls_ctx=tls,
+            connect_options=mqtt5.ConnectPacket(client_id="bench-awscrt", keep_alive_interval_sec=60),
+            # Else it keeps to what AWS IoT Core allows, a hundred a second.
+            extended_validation_and_flow_control_options=mqtt5.ExtendedValidationAndFlowControlOptions.NONE,
+            on_lifecycle_event_connection_success_fn=lambda _: is_up.set(),
+        )
+    )
+    client.start()
+    check(is_up.wait(20), "no connection")
+
+    def count(future: Any) -> None:
+        nonlocal acked
+        check(future.exception() is None, str(future.exception()))
+        acked += 1
+        room.release()
+        if acked == n:
+            is_done.set()
+
+    packet = mqtt5.PublishPacket(topic=TOPIC, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE)
+    with meter:
+        for _ in repeat(None, n):
+            room.acquire()
+            client.publish(packet).add_done_callback(count)
+        is_done.wait(_FLUSH_S)
+    check(acked == n, f"{acked} of {n} were acknowledged")
+    client.stop()
+    return meter.sample(n)
+
+
+def paho_c(order: dict[str, Any]) -> Sample:
+    program = _native.build("paho_c", libraries=("paho-mqtt3as",))
+    scheme = "ssl" if order["ca"] else "tcp"
+    numbers = (order["messages"], order.get("payload_bytes", 64), 1_000, order["waiting"])
+    command = [str(program), f"{scheme}://{order['host']}:{order['port']}", *map(str, numbers)]
+    text, _, cpu_s, peak_bytes = _harness.program(command + ([order["ca"]] if order["ca"] else []))
+    return Sample(order["messages"], float(text), cpu_s, peak_bytes, peak_bytes)
+
+
+def mosquitto_pub(order: dict[str, Any]) -> Sample:
+    path = shutil.which("mosquitto_pub")
+    if path is None:
+        raise _native.Missing("mosquitto-clients")
+    n, lines = order["messages"], Path(order["directory"]) / "lines"
+    lines.write_bytes((b"x" * order.get("payload_bytes", 64) + b"\n") * n)
+    command = [path, "-h", order["host"], "-p", str(order["port"]), "-t", TOPIC, "-q", "1", "-l"]
+    command += ["--cafile", order["ca"]] if order["ca"] else []
+    with lines.open("rb") as given:
+        _, seconds, cpu_s, peak_bytes = _harness.program(command, stdin=given)
+    return Sample(n, seconds, cpu_s, peak_bytes, peak_bytes)
+
+
 def raw(order: dict[str, Any]) -> Sample:
-    n, window, batch = order["messages"], order["window"], order["batch"]
-    sock = _connect(order["port"])
-    batches = _batches(window, batch, n)
+    n, payload = order["messages"], payload_of(order)
+    window, batch = _raw.window_that_fits(order["window"], order["batch"], len(payload))
+    sock = _raw.connect(order["host"], order["port"], order["ca"])
+    batches = _raw.batches(window, batch, n, payload)
     with Meter() as meter:
-        answer = _send_all(sock, batches, window, n, order["nap_s"])
-    sock.sendall(b"\xe0\x00")
-    sock.close()
+        answer = _raw.send_all(sock, batches, window, n, order["nap_s"])
+    _say_goodbye(sock)
     check(len(answer) == 4 * n and answer[0::4] == b"\x40" * n and answer[1::4] == b"\x02" * n, "not n PUBACKs")
     ids = Counter(zip(answer[2::4], answer[3::4], strict=True))
     sent = Counter(divmod(i % window + 1, 256) for i in range(n))
@@ -90,125 +193,85 @@ def raw(order: dict[str, Any]) -> Sample:
     return meter.sample(n)
 
 
-def _connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    name = b"bench-raw"
-    body = b"\x00\x04MQTT\x04\x02\x00\x3c" + len(name).to_bytes(2, "big") + name
-    sock.sendall(bytes([0x10, len(body)]) + body)
-    answer = b""
-    while len(answer) < 4:
-        answer += sock.recv(4 - len(answer))
-    check(answer == b"\x20\x02\x00\x00", f"CONNACK {answer!r}")
-    sock.setblocking(False)
-    return sock
-
-
-def _batches(window: int, batch: int, n: int) -> Iterator[tuple[int, memoryview]]:
-    """(messages, their packets), again and again over the packets of one window."""
-    check(window % batch == 0, "the window is a multiple of the batch")
-    topic = TOPIC.encode()
-    size = 2 + len(topic) + 2 + len(_PAYLOAD)
-    head = bytes([0x32, size]) + len(topic).to_bytes(2, "big") + topic
-    packets = memoryview(b"".join(head + i.to_bytes(2, "big") + _PAYLOAD for i in range(1, window + 1)))
-    length = size + 2
-    check(size < 128 and len(packets) == window * length, "one byte says the remaining length")
-    parts = [packets[at : at + batch * length] for at in range(0, window * length, batch * length)]
-
-    def endless() -> Iterator[tuple[int, memoryview]]:
-        left, turn = n, 0
-        while left > 0:
-            messages = min(batch, left)
-            yield messages, parts[turn % len(parts)][: messages * length]
-            left, turn = left - messages, turn + 1
-
-    return endless()
-
-
-def _send_all(
-    sock: socket.socket, batches: Iterator[tuple[int, memoryview]], window: int, n: int, nap_s: float
-) -> bytearray:
-    """Everything sent and `n` PUBACKs received; returns what came."""
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
-    answer = bytearray(4 * n + 4)  # a byte too many would show
-    room = memoryview(answer)
-    sent = received_bytes = 0
-    rest, messages = memoryview(b""), 0
-    upcoming = next(batches, None)
-    while received_bytes < 4 * n:
-        is_blocked = False
-        while not is_blocked:
-            if not rest:
-                if upcoming is None or sent + upcoming[0] - received_bytes // 4 > window:
-                    break
-                messages, rest = upcoming
-                sent += messages
-                upcoming = next(batches, None)
-            try:
-                rest = rest[sock.send(rest) :]
-            except BlockingIOError:
-                is_blocked = True
-        poller.modify(sock, select.POLLIN | (select.POLLOUT if is_blocked else 0))
-        if nap_s > 0:
-            time.sleep(nap_s)
-        for _, event in poller.poll(10_000) or [(0, 0)]:
-            check(event != 0, "the broker was silent for 10 s")
-            if event & ~select.POLLOUT:
-                size = sock.recv_into(room[received_bytes:])
-                check(size > 0, "the broker closed the connection")
-                received_bytes += size
-                # A broker that leaves Nagle on sends the next acknowledgements only when these are acknowledged.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    return answer[:received_bytes]
+def _say_goodbye(sock: socket.socket) -> None:
+    sock.setblocking(True)
+    sock.settimeout(5)
+    sock.sendall(b"\xe0\x00")
+    sock.close()
 
 
 SUBJECTS: dict[str, Subject] = {
     _OWN: cloudpubsub_spool,
     _OWN_MEMORY: cloudpubsub_memory,
     _PAHO: paho,
+    _AIOMQTT: aiomqtt,
+    _AWSCRT: awscrt,
+    _PAHO_C: paho_c,
+    _MOSQUITTO_PUB: mosquitto_pub,
     _RAW: raw,
 }
+_USUAL_MESSAGES = {"mosquitto": 50_000, "rumqttd": 250_000, "sink": 800_000}
+
+
+def _messages(arguments: argparse.Namespace, payload_bytes: int) -> int:
+    if arguments.messages:
+        return int(arguments.messages)
+    if arguments.quick:
+        return 2_000
+    usual = _USUAL_MESSAGES.get(arguments.broker, 50_000) // (2 if arguments.tls else 1)
+    # As many bytes as those take at 64 bytes and four times that, so that large payloads do not take for ever.
+    return max(500, min(usual, usual * 64 * 16 // max(payload_bytes, 1)))
 
 
 def run(arguments: argparse.Namespace) -> Report:
     quick, note = arguments.quick, _harness.note_to_stderr
-    n = arguments.messages or (2_000 if quick else 200_000)
-    with _harness.running_broker(arguments.broker) as broker:
-        few = {"messages": max(1, n // 10), "port": broker.port}
-        many = {"messages": n, "port": broker.port}
-        inflights = [{**few, "max_inflight": size} for size in _INFLIGHTS]
-        windows = [
-            {**many, "window": size, "batch": batch, "nap_s": nap_s} for size, batch in _WINDOWS for nap_s in _NAPS_S
+    payload_bytes = arguments.payload_bytes or 64
+    n = _messages(arguments, payload_bytes)
+    rounds = _harness.rounds_of(arguments, 15)
+    with _brokers.running(arguments.broker, tls=arguments.tls) as broker:
+        same = {**_harness.common_order(arguments), **broker.order, "payload_bytes": payload_bytes, "messages": n}
+        given = getattr(arguments, "raw", None)
+        windows = [given] if given else [
+            {"window": size, "batch": batch, "nap_s": nap_s} for size, batch in _WINDOWS for nap_s in _NAPS_S
         ]
-        if quick:
-            inflights, windows = inflights[:1], windows[:1]
+        windows = [{**same, **window} for window in windows]
         subjects = {
-            _OWN: many,
-            _OWN_MEMORY: many,
-            _PAHO: _harness.best_of(_MODULE, _PAHO, inflights, note),
-            _RAW: _harness.best_of(_MODULE, _RAW, windows, note),
+            _OWN: same,
+            _OWN_MEMORY: same,
+            _RAW: _harness.best_of(_MODULE, _RAW, windows[:1] if quick else windows, note, tries=1),
         }
-        samples = _harness.in_turns(_MODULE, subjects, _harness.rounds_of(arguments), note)
-        chosen = {name: {k: v for k, v in subjects[name].items() if k != "port"} for name in (_PAHO, _RAW)}
-        name = broker.name
+        fewer = {_OWN_MEMORY: min(rounds, 3)}
+        if not arguments.own_only:
+            for name in (_PAHO, _AIOMQTT, _AWSCRT, _PAHO_C, _MOSQUITTO_PUB):
+                few = {**same, "messages": max(200, min(n, 400_000) // _SLOWNESS[name])}
+                choices = [few]
+                if name in _INFLIGHTS:
+                    choices = [{**few, "max_inflight": size} for size in _INFLIGHTS[name]]
+                elif name == _PAHO_C:
+                    choices = [{**few, "waiting": size} for size in _WAITINGS]
+                subjects[name] = _harness.best_of(_MODULE, name, choices[:1] if quick else choices, note, tries=1)
+                fewer[name] = min(rounds, 3)
+        if given:
+            del subjects[_OWN_MEMORY]
+        samples = _harness.in_turns(_MODULE, subjects, rounds, note, fewer=fewer, others=_SLOWNESS)
     return {
         "bench": "end_to_end",
         "parameters": {
-            "broker": name,
-            "payload_bytes": len(_PAYLOAD),
+            "broker": broker.name,
+            "tls": arguments.tls,
+            "payload_bytes": payload_bytes,
             "topic_bytes": len(TOPIC),
-            "rounds": len(samples[_OWN]),
-            "chosen": chosen,
+            "settings": same["settings"],
+            "chosen": {name: _harness.chosen(parameters) for name, parameters in subjects.items() if name in samples},
         },
+        "missing": samples.missing,
         "subjects": _harness.summary(samples),
-        "ratios": {
-            f"{of} / {to}": _harness.ratio(samples, of, to) for of in samples for to in (_PAHO, _RAW) if of != to
-        },
+        "ratios": _harness.ratios(samples, (_RAW, _PAHO, _PAHO_C, _MOSQUITTO_PUB)),
     }
 
 
 def show(report: Report) -> str:
+    parameters = report["parameters"]
     rows = []
     for name, figures in report["subjects"].items():
         to_paho, to_raw = (report["ratios"].get(f"{name} / {to}") for to in (_PAHO, _RAW))
@@ -216,35 +279,52 @@ def show(report: Report) -> str:
             [
                 name,
                 _harness.span(figures["per_second"]),
-                "1" if to_paho is None else _harness.span(to_paho, "{:.1f}"),
-                "1" if to_raw is None else _harness.span(to_raw, "{:.2f}"),
+                _times(to_paho, "{:.1f}", name == _PAHO),
+                _times(to_raw, "{:.2f}", name == _RAW),
                 _harness.span(figures["cpu_s_per_million"], "{:.2f}"),
                 _harness.mib(figures["peak_rss_bytes"]),
             ]
         )
     head = [
-        f"acknowledged by {report['parameters']['broker']}, 64 B",
+        f"acknowledged by {parameters['broker']}{' over TLS' if parameters['tls'] else ''}, "
+        f"{parameters['payload_bytes']} B",
         "messages/s, median (min-max)",
         "times paho",
         "of the raw sender",
         "CPU s per million",
         "peak RSS",
     ]
-    chosen = report["parameters"]["chosen"]
-    return (
-        f"{_harness.table(head, rows)}\n\n"
-        f"paho: max_inflight {chosen[_PAHO]['max_inflight']}; raw sender: window {chosen[_RAW]['window']}, "
-        f"batches of {chosen[_RAW]['batch']}, {chosen[_RAW]['nap_s'] * 1000:g} ms of sleep before it reads; "
-        "best of those tried."
+    tried = "; ".join(
+        f"{name}: " + ", ".join(f"{key} {value}" for key, value in chosen.items())
+        for name, chosen in parameters["chosen"].items()
+        if chosen
     )
+    text = _harness.table(head, rows)
+    ratio = report["ratios"].get(f"{_OWN} / {_RAW}")
+    if ratio is not None:
+        text += f"\n\nOf the raw sender: {_harness.bounds(ratio)}."
+    return text + (f" Best of those tried: {tried}." if tried else "")
+
+
+def _times(ratio: dict[str, float] | None, form: str, is_itself: bool) -> str:
+    return "1" if is_itself else "" if ratio is None else _harness.span(ratio, form)
 
 
 def parser() -> argparse.ArgumentParser:
     made = _harness.parser(_MODULE, __doc__)
-    made.add_argument("--broker", choices=("mosquitto", "rumqttd"), default=_harness.default_broker())
-    made.add_argument("--messages", type=int, help="per measurement; paho gets a tenth (default: 200000)")
+    made.add_argument(
+        "--broker",
+        default=_brokers.default(),
+        help="mosquitto, rumqttd, sink, or mqtt://HOST:PORT (default: %(default)s)",
+    )
+    made.add_argument("--tls", action="store_true", help="over TLS, with certificates made for it")
+    made.add_argument("--messages", type=int, help="per measurement; slower libraries get a part of it")
     return made
 
 
-if __name__ == "__main__":
+def main() -> None:
     _harness.main(parser().parse_args(), SUBJECTS, run, show)
+
+
+if __name__ == "__main__":
+    main()

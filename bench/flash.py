@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cloudpubsub
-from bench import _harness
-from bench._harness import TOPIC, Report, check
-from tests.brokers import Broker
+
+from . import _brokers, _harness
+from ._harness import TOPIC, Report, check
 
 _DEVICE_BYTES = 256 << 20
 _PAYLOAD = bytes(200)
@@ -122,7 +122,7 @@ class Place:
     """Where a subject works."""
 
     directory: Path
-    broker: Broker
+    broker: _brokers.Target
     quick: bool
 
     def client(self, *, with_link: bool, **settings: Any) -> cloudpubsub.Client:
@@ -277,7 +277,7 @@ def run(arguments: argparse.Namespace) -> Report:
         else:
             made = stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.directory, prefix="cloudpubsub-"))
             root = Path(made)
-        broker = stack.enter_context(_harness.running_broker(_harness.default_broker()))
+        broker = stack.enter_context(_brokers.running(_brokers.default()))
         device = Device(root)
         for name, measure in SUBJECTS.items():
             _harness.note_to_stderr(name)
@@ -320,7 +320,9 @@ def show(report: Report) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.flash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {_harness.module_name('flash')}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="shows that it runs; what is paced means little then")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")

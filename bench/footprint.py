@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import _harness
+from . import _harness
 
 ROUNDS = 15
 LEFT_OUT = {".c", ".h", ".pyx", ".pxd", ".pyi", ".html", ".pyc"}  # what runs needs none of it

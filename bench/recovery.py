@@ -3,27 +3,30 @@
 A process appends a backlog and closes, or is killed with SIGKILL; then fresh processes open the spool, with its files
 in the page cache and, where this may be arranged (as root), without.  What opening read and how much memory it took
 comes with it.
-Ten million records of 1 KiB take 11 GB of disk, so this one is not part of `python -m bench`.
+Ten million records of 1 KiB take 11 GB of disk, so `python -m bench` opens smaller ones.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cloudpubsub
-from bench import _harness
-from bench._harness import TOPIC, Meter, Report, Sample, check
 
-_MODULE = "bench.recovery"
+from . import _harness
+from ._harness import TOPIC, Meter, Report, Sample, Samples, check
+
+_MODULE = _harness.module_name("recovery")
 _SIZES = (64, 1_024)
 _QUOTA_BYTES = 1 << 40
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -50,7 +53,7 @@ def opening(order: dict[str, Any]) -> Sample:
     check(found.records == order["messages"], f"{found.records} of {order['messages']} records found")
     check(found.damaged_ranges == 0, f"{found.damaged_ranges} damaged ranges")
     sample = meter.sample(
-        order["messages"], seconds=meter.seconds, mib_read=found.bytes_read / 2**20, segments=found.segments
+        order["messages"], opening_s=meter.seconds, mib_read=found.bytes_read / 2**20, segments=found.segments
     )
     # Without a goodbye, so that the next one finds the same: a killed process's spool stays one.
     print(json.dumps(asdict(sample)), flush=True)
@@ -69,6 +72,23 @@ def _write(path: Path, messages: int, size: int, killed: bool) -> None:
         writer.wait()
 
 
+@contextlib.contextmanager
+def _ring_directory() -> Iterator[None]:
+    """What killed processes leave in tmpfs goes, too."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="cloudpubsub-bench-", dir="/dev/shm") as directory:
+        before = os.environ.get("RUNTIME_DIRECTORY")
+        os.environ["RUNTIME_DIRECTORY"] = directory
+        try:
+            yield
+        finally:
+            del os.environ["RUNTIME_DIRECTORY"]
+            if before is not None:
+                os.environ["RUNTIME_DIRECTORY"] = before
+
+
 def _forget_pages() -> bool:
     try:
         os.sync()
@@ -81,18 +101,24 @@ def _forget_pages() -> bool:
 def _open_in_child(path: Path, messages: int) -> Sample:
     order = {"subject": "open", "path": str(path), "messages": messages}
     child = subprocess.run(
-        [sys.executable, "-m", _MODULE, "--one", json.dumps(order)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", _MODULE, "--one", json.dumps(order)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=_harness.child_directory(_MODULE),
     )
     check(child.returncode == -signal.SIGKILL, child.stderr)
     return Sample(**json.loads(child.stdout))
 
 
-def run(arguments: Namespace) -> Report:
+def run(arguments: argparse.Namespace) -> Report:
     messages = arguments.messages or (20_000 if arguments.quick else 10_000_000)
-    samples: dict[str, list[Sample]] = {}
+    samples = Samples()
     for size in _SIZES:
         for ending in ("closed", "killed"):
-            with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+            with _ring_directory(), tempfile.TemporaryDirectory(
+                prefix="cloudpubsub-bench-", dir=arguments.directory
+            ) as directory:
                 path = Path(directory) / "spool"
                 _harness.note_to_stderr(f"{messages:,} records of {size} B, {ending}")
                 _write(path, messages, size, ending == "killed")
@@ -106,26 +132,40 @@ def run(arguments: Namespace) -> Report:
                         # Killed by now; a clean end again, for the next one.
                         with cloudpubsub.Spool(path, max_spool_bytes=_QUOTA_BYTES, segment_bytes=8 << 20):
                             pass
-    return {"messages": messages, "subjects": _harness.summary(samples)}
+    return {
+        "bench": "recovery",
+        "parameters": {"messages": messages},
+        "missing": {},
+        "subjects": _harness.summary(samples),
+        "ratios": {},
+    }
 
 
 def show(report: Report) -> str:
     rows = [
         [
             name,
-            f"{one['seconds']['median']:.3f}",
+            f"{one['opening_s']['median']:.3f}",
             f"{one['mib_read']['median']:,.1f}",
             f"{one['segments']['median']:,.0f}",
             _harness.mib(one["rss_growth_bytes"]),
         ]
         for name, one in report["subjects"].items()
     ]
-    head = [f"{report['messages']:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
+    messages = report["parameters"]["messages"]
+    head = [f"{messages:,} records", "seconds to open", "MiB read", "segments", "memory grew by"]
     return _harness.table(head, rows)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = _harness.parser(_MODULE, __doc__)
+    made.add_argument("--messages", type=int, help="records (default: 10 million)")
+    return made
+
+
+def main() -> None:
+    _harness.main(parser().parse_args(), {"open": opening}, run, show)
+
+
 if __name__ == "__main__":
-    parser = _harness.parser(_MODULE, __doc__)
-    parser.add_argument("--messages", type=int, help="records (default: 10 million)")
-    parser.add_argument("--directory", type=Path, help="where the spool is made (default: for temporary files)")
-    _harness.main(parser.parse_args(), {"open": opening}, run, show)
+    main()

@@ -1,7 +1,9 @@
 """How fast does a backlog go to the disk and come back?
 
 Spill: `publish()` at full speed without a connection, into ring and segment files; and with `close()`, which writes and
-syncs what is left.  Beside it the same bytes of topics and payloads written to one file in big chunks, nothing synced.
+syncs what is left; and the slowest calls while publishing goes on at half that rate.  Beside it what the machine can do
+with the same bytes of topics and payloads: one file written in big chunks, and, in C, chunks staged and written
+(`pwrite`) into preallocated files, stores into their fresh mapping, and a copy in memory; nothing synced.
 
 Replay: such a backlog, found again in the page cache, framed into MQTT packets by the sender as for a connection;
 alone, and with acknowledgements, which are made here and taken like a broker's.
@@ -19,20 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import cloudpubsub
-from bench import _harness
-from bench._harness import TOPIC, Meter, Report, Sample, Subject, check
 from cloudpubsub._sender import Sender
 
-_MODULE = "bench.spill"
+from . import _harness, _native
+from ._harness import TOPIC, Meter, Report, Sample, Subject, check
+
+_MODULE = _harness.module_name("spill")
 _CHUNK_BYTES = 1 << 18
 _FIXED_HEADER_BYTES = 4
 _RING_BYTES = 4 << 20
 _SIZES = (64, 1_024)
+_PERCENTILES = ("p50_us", "p99_us", "p99.9_us", "max_us")
 
 
 def spill(order: dict[str, Any]) -> Sample:
     n, payload = order["messages"], bytes(order["payload_bytes"])
-    client = _offline(order["directory"])
+    client = _offline(order)
     publish, before = client.publish, _io_bytes()
     with Meter() as meter:
         for _ in repeat(None, n):
@@ -50,6 +54,56 @@ def spill(order: dict[str, Any]) -> Sample:
         payload_mb_per_second=n * len(payload) / meter.seconds / 1e6,
         **_written(n, len(payload), after["wchar"] - before["wchar"], after["write_bytes"] - before["write_bytes"]),
     )
+
+
+def steady(order: dict[str, Any]) -> Sample:
+    """How long calls take while the disk is written at half the rate of which it is capable."""
+    n, payload = order["messages"], bytes(order["payload_bytes"])
+    client = _offline(order)
+    publish, clock = client.publish, time.perf_counter_ns
+    for _ in repeat(None, n):  # at full speed
+        publish(TOPIC, payload)
+    client.flush_now(60.0)
+    with Meter() as full:
+        for _ in repeat(None, n):
+            publish(TOPIC, payload)
+        client.flush_now(60.0)
+    burst = 32
+    pause_ns = int(2 * full.seconds * 1e9 / n * burst)
+    taken_ns = []
+    due_ns = clock()
+    with Meter() as meter:
+        for _ in range(n // burst):
+            while clock() < due_ns:
+                time.sleep(0.0002)
+            for _ in repeat(None, burst):
+                began_ns = clock()
+                publish(TOPIC, payload)
+                taken_ns.append(clock() - began_ns)
+            due_ns += pause_ns
+    stats = client.stats()
+    client.close(60.0)
+    check(stats.dropped == 0 and stats.spilled_bytes > n * len(payload), "it did not spill, or dropped something")
+    taken_ns.sort()
+    return meter.sample(
+        len(taken_ns),
+        **{f"p{part:g}_us": taken_ns[int(len(taken_ns) * part / 100)] / 1e3 for part in (50, 99, 99.9)},
+        max_us=taken_ns[-1] / 1e3,
+    )
+
+
+def limit(way: str) -> Subject:
+    """In C, with no queue around it."""
+
+    def copy(order: dict[str, Any]) -> Sample:
+        program = _native.build("limits")
+        n, size = order["messages"], order["payload_bytes"] + len(TOPIC)
+        command = [str(program), way, str(n * size), str(size), str(Path(order["directory"]) / "file")]
+        text, _, cpu_s, peak_bytes = _harness.program(command)
+        seconds, done_bytes = text.split()
+        return Sample(int(done_bytes) // size, float(seconds), cpu_s, peak_bytes, peak_bytes)
+
+    return copy
 
 
 def plain_file(order: dict[str, Any]) -> Sample:
@@ -72,12 +126,12 @@ def plain_file(order: dict[str, Any]) -> Sample:
 
 
 def replay(order: dict[str, Any]) -> Sample:
-    n, payload, directory = order["messages"], bytes(range(64)) * (order["payload_bytes"] // 64), order["directory"]
-    client = _offline(directory)
+    n, payload = order["messages"], bytes(range(64)) * (order["payload_bytes"] // 64)
+    client = _offline(order)
     for _ in repeat(None, n):
         client.publish(TOPIC, payload)
     check(client.close(60.0) == 0, "the backlog was not saved")
-    client = _offline(directory)
+    client = _offline(order)
     check(client.recovery.records == n, f"{client.recovery.records} of {n} were found again")
     sender = Sender(client._log, 65_534, 1 << 30)
     sender.restart()
@@ -123,12 +177,11 @@ def _acknowledge(packets: memoryview, messages: int, payload: bytes) -> bytearra
     return acks
 
 
-def _offline(directory: str) -> cloudpubsub.Client:
+def _offline(order: dict[str, Any]) -> cloudpubsub.Client:
     """A client that is never started."""
     logging.getLogger("cloudpubsub").setLevel(logging.ERROR)
-    return cloudpubsub.Client(
-        "mqtt://127.0.0.1:1", client_id="bench", spool=directory, ring_bytes=_RING_BYTES, max_spool_bytes=8 << 30
-    )
+    settings = {"ring_bytes": _RING_BYTES, "max_spool_bytes": 8 << 30, **order.get("settings", {})}
+    return cloudpubsub.Client("mqtt://127.0.0.1:1", client_id="bench", spool=order["directory"], **settings)
 
 
 def _io_bytes() -> dict[str, int]:
@@ -145,49 +198,78 @@ def _written(n: int, payload_bytes: int, wchar: int, device: int) -> dict[str, f
     }
 
 
-_KINDS: dict[str, Subject] = {"spill": spill, "plain file": plain_file, "replay": replay}
+_KINDS: dict[str, Subject] = {
+    "spill": spill,
+    "plain file": plain_file,
+    "pwrite": limit("pwrite"),
+    "stores into a fresh mapping": limit("map"),
+    "stores into a mapping that is there": limit("map-again"),
+    "memcpy": limit("memcpy"),
+    "replay": replay,
+    "publish at half that rate": steady,
+}
 SUBJECTS: dict[str, Subject] = {f"{kind}, {size} B": subject for size in _SIZES for kind, subject in _KINDS.items()}
+_LIMITS = ("plain file", "pwrite", "stores into a fresh mapping", "stores into a mapping that is there", "memcpy")
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    quick = arguments.quick
-    subjects = {}
-    for size in _SIZES:
-        messages = 50_000 if quick else 1_000_000 if size == 64 else 200_000
-        for kind in _KINDS:
-            subjects[f"{kind}, {size} B"] = {"messages": messages, "payload_bytes": size}
-    samples = _harness.in_turns(_MODULE, subjects, _harness.rounds_of(arguments), _harness.note_to_stderr)
+    quick, rounds = arguments.quick, _harness.rounds_of(arguments, 9)
+    sizes = [arguments.payload_bytes // 64 * 64 or 64] if arguments.payload_bytes else list(_SIZES)
+    subjects, others = {}, set()
+    for size in sizes:
+        messages = 40_000 if quick else max(2_000, min(1_000_000, 200_000_000 // size))
+        for kind, subject in _KINDS.items():
+            name = f"{kind}, {size} B"
+            SUBJECTS[name] = subject
+            if kind in _LIMITS:
+                if arguments.own_only or (kind != "plain file" and size < max(sizes)):
+                    continue  # one size says how the machine does it
+                others.add(name)
+            part = 10 if kind == "publish at half that rate" else 1
+            subjects[name] = {
+                **_harness.common_order(arguments),
+                "kind": kind,
+                "messages": messages // part,
+                "payload_bytes": size,
+            }
+    samples = _harness.in_turns(_MODULE, subjects, rounds, _harness.note_to_stderr, others=others)
+    ratios = {}
+    for size in sizes:
+        for kind in _LIMITS:
+            if f"{kind}, {size} B" in samples:
+                name = f"spill / {kind}, {size} B"
+                ratios[name] = _harness.ratio(samples, f"spill, {size} B", f"{kind}, {size} B")
     return {
         "bench": "spill",
         "parameters": {
             "topic_bytes": len(TOPIC),
             "ring_bytes": _RING_BYTES,
             "chunk_bytes": _CHUNK_BYTES,
-            "rounds": len(next(iter(samples.values()))),
+            "settings": _harness.settings_of(arguments),
         },
+        "missing": samples.missing,
         "subjects": _harness.summary(samples),
-        "ratios": {
-            f"spill / plain file, {size} B": _harness.ratio(samples, f"spill, {size} B", f"plain file, {size} B")
-            for size in _SIZES
-        },
+        "ratios": ratios,
     }
 
 
 def show(report: Report) -> str:
-    rows = []
+    rows, slow = [], []
     for name, figures in report["subjects"].items():
+        if "p99.9_us" in figures:
+            slow.append([name, *(_harness.span(figures[key], "{:.1f}") for key in _PERCENTILES)])
+            continue
+        rates, written = ["", ""], ""
         if "with_close_per_second" in figures:
-            rates = [figures["with_close_per_second"], figures["payload_mb_per_second"]]
+            rates = [_harness.span(figures[key]) for key in ("with_close_per_second", "payload_mb_per_second")]
             written = f"{figures['written_per_payload_byte']['median']:.2f}"
-        else:
-            rates = [figures["frame_per_second"], figures["frame_mb_per_second"]]
-            written = ""
+        elif "frame_per_second" in figures:
+            rates = [_harness.span(figures[key]) for key in ("frame_per_second", "frame_mb_per_second")]
         rows.append(
             [
                 name,
                 _harness.span(figures["per_second"]),
-                _harness.span(rates[0]),
-                _harness.span(rates[1]),
+                *rates,
                 _harness.span(figures["cpu_s_per_million"], "{:.2f}"),
                 written,
                 _harness.mib(figures["rss_growth_bytes"]),
@@ -202,8 +284,16 @@ def show(report: Report) -> str:
         "bytes written per payload byte",
         "RSS growth",
     ]
-    return _harness.table(head, rows)
+    text = _harness.table(head, rows)
+    text += "\n\n" + _harness.table(["one call of publish(), µs", "median", "p99", "p99.9", "longest"], slow)
+    for name, ratio in report["ratios"].items():
+        text += f"\n\n{name}: {_harness.bounds(ratio)}."
+    return text
+
+
+def main() -> None:
+    _harness.main(_harness.parser(_MODULE, __doc__).parse_args(), _KINDS, run, show)
 
 
 if __name__ == "__main__":
-    _harness.main(_harness.parser(_MODULE, __doc__).parse_args(), SUBJECTS, run, show)
+    main()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cloudpubsub import Error, OptionError, TopicError, __version__
-from cloudpubsub.cli import dead, dump, inspect, pub, repair, sub, top, verify
+from cloudpubsub.cli import bench, dead, dump, inspect, pub, repair, sub, top, verify
 from cloudpubsub.cli.common import FAILED, USAGE, say
 from cloudpubsub.demo import command as demo
 
@@ -34,6 +34,7 @@ _COMMANDS: dict[str, tuple[_Command, str]] = {
     "verify": (verify, "check every byte of a spool, in use or not"),
     "dump": (dump, "print the messages of a spool, in use or not"),
     "dead": (dead, "print the dead letters of a spool, or publish them again"),
+    "bench": (bench, "measure how fast this library is on this machine, with your settings"),
     "repair": (repair, "make a damaged copy of a spool clean"),
 }
 
