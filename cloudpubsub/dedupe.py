@@ -14,8 +14,9 @@ Nothing here needs the rest of the package, so a consumer may copy the file.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 __all__ = ["Filter", "Gap", "MessageId"]
@@ -51,7 +52,8 @@ class MessageId(NamedTuple):
 class Gap(NamedTuple):
     """Places `[first, end)` of a log from which nothing has come yet.
 
-    The sender dropped or lost what was there, or (under MQTT 5) sends it later because the broker had refused it.
+    The sender dropped or lost what was there, or sends it later: because the broker had refused it (under MQTT 5), or
+    because live data goes beside the backlog (`order`).
     """
 
     spool: str
@@ -60,28 +62,48 @@ class Gap(NamedTuple):
 
 
 class _Log:
-    """What came from one spool."""
+    """What came from one spool: runs of places without a gap, in order, none touching the next."""
 
-    __slots__ = ("end", "floor", "seen")
+    __slots__ = ("ends", "starts")
 
-    def __init__(self, floor: int = 0, end: int = 0, seen: tuple[int, ...] = ()) -> None:
-        self.floor = floor  # everything below it counts as seen
-        self.end = end  # of the furthest message
-        self.seen: OrderedDict[int, None] = OrderedDict.fromkeys(seen)
+    def __init__(self, runs: Sequence[Sequence[int]] = ()) -> None:
+        self.starts = [int(start) for start, _ in runs]
+        self.ends = [int(end) for _, end in runs]
+
+    def has(self, position: int) -> bool:
+        at = bisect_right(self.starts, position) - 1
+        return at >= 0 and position < self.ends[at]
+
+    def add(self, first: int, end: int) -> None:
+        """Places `[first, end)` have come."""
+        if self.ends and first == self.ends[-1]:  # as nearly all do
+            self.ends[-1] = end
+            return
+        low, high = bisect_left(self.ends, first), bisect_right(self.starts, end)
+        if low < high:  # it touches the runs between
+            first, end = min(first, self.starts[low]), max(end, self.ends[high - 1])
+        self.starts[low:high] = [first]
+        self.ends[low:high] = [end]
+
+    def forget(self, runs_max: int) -> None:
+        """What lies between the oldest runs counts as seen where they are too many."""
+        while len(self.starts) > runs_max:
+            del self.starts[1], self.ends[0]
 
 
 class Filter:
     """Lets each message through once.  Not for several threads at a time.
 
+    It remembers which places of the sender's log have come, as runs without a gap: one is enough for a sender that
+    loses nothing and sends in order.  More are there while something is missing, late, or sent ahead of a backlog.
+
     Args:
-        remember: Messages of each spool that are known one by one; older ones count as seen.  At least as many as the
-            sender may have in flight (`max_inflight`), so that no message that is late is taken for a duplicate; where
-            it sends live data beside a backlog (`order`), as many as go out until the backlog has gone.
+        remember: Runs of each spool; of more, what is missing between the oldest counts as seen.
         spools: Spools that are known; the one that was silent longest is forgotten first.
         on_gap: Called with each `Gap` when the message behind it comes, before `accept` returns.
         state: What `state()` of an earlier filter returned, to go on after a restart.
 
-    Memory: about 100 bytes a remembered message.
+    Memory: about 100 bytes a run.
     """
 
     def __init__(
@@ -102,8 +124,8 @@ class Filter:
         #: Messages that were let through, and those that were not.
         self.accepted = 0
         self.duplicates = 0
-        for spool, (floor, end, seen) in (state or {}).items():
-            self._logs[spool] = _Log(floor, end, tuple(seen))
+        for spool, runs in (state or {}).items():
+            self._logs[spool] = _Log(runs)
 
     def accept(self, message_id: MessageId | str) -> bool:
         """Whether the message is new.  Raises ValueError for a text that is no id."""
@@ -117,21 +139,20 @@ class Filter:
             if len(self._logs) > self._spools:
                 self._logs.popitem(last=False)
         self._logs.move_to_end(spool)
-        if position < log.floor or position in log.seen:
+        if log.has(position):
             self.duplicates += 1
             return False
-        log.seen[position] = None
-        if len(log.seen) > self._remember:
-            lowest = min(log.seen) if position < log.end else next(iter(log.seen))
-            del log.seen[lowest]
-            log.floor = max(log.floor, lowest + 1)
-        known_to, log.end = log.end, max(log.end, end)
+        # From where the message before it ended there is nothing but padding.
+        first = after if 0 <= position - after < _JUMP else position
+        known_to = log.ends[-1] if log.ends else 0
+        log.add(first, max(end, position + 1))
+        log.forget(self._remember)
         self.accepted += 1
-        has_gap = position >= known_to and (after > known_to or position - after >= _JUMP)
-        if has_gap and not is_first and self._on_gap is not None:
+        if first > known_to and not is_first and self._on_gap is not None:
             self._on_gap(Gap(spool, known_to, position))
         return True
 
     def state(self) -> dict[str, Any]:
-        """Everything that is remembered, as values that JSON can carry."""
-        return {spool: [log.floor, log.end, list(log.seen)] for spool, log in self._logs.items()}
+        """Everything that is remembered, as values that JSON can carry: runs `[first, end)` of each spool."""
+        return {spool: [list(run) for run in zip(log.starts, log.ends, strict=True)]
+                for spool, log in self._logs.items()}  # fmt: skip

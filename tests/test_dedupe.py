@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cloudpubsub
 from cloudpubsub import Message, MessageId
@@ -63,11 +66,38 @@ def test_spools_are_apart_and_the_first_message_of_one_is_no_gap() -> None:
 def test_memory_is_bounded_and_what_is_older_counts_as_seen() -> None:
     seen, ids = Filter(remember=10, spools=2), chain(100)
     assert all(seen.accept(one) for one in ids)
-    assert len(seen.state()["s"][2]) == 10
+    assert seen.state()["s"] == [[0, 1000]], "all that came in order is one run"
     assert not any(seen.accept(one) for one in ids)
+    for one in (sparse := chain(100, start=2000)[::2]):
+        assert seen.accept(one)
+    assert len(seen.state()["s"]) == 10
+    assert not seen.accept(chain(100, start=2000)[1]), "what was missing so long ago"
+    assert seen.accept(chain(100, start=2000)[97])
+    assert not any(seen.accept(one) for one in sparse)
     for spool in "abcd":
         seen.accept(MessageId(spool, 0, 8, 0))
     assert list(seen.state()) == ["c", "d"]
+
+
+def test_live_data_ahead_of_a_long_backlog_are_no_reason_to_take_it_for_seen() -> None:
+    seen = Filter(remember=3)
+    backlog, live = chain(100_000), chain(100_000, start=1_000_000)
+    passed = 0
+    for old, new in zip(backlog, live, strict=True):
+        passed += seen.accept(new) + seen.accept(old) + seen.accept(new)
+    assert (passed, seen.duplicates) == (200_000, 100_000)
+    assert seen.state()["s"] == [[0, 2_000_000]]
+
+
+@given(st.lists(st.integers(0, 40), max_size=200))
+def test_the_filter_knows_exactly_what_has_come(order: list[int]) -> None:
+    seen, ids, known = Filter(), chain(41), set[int]()
+    for number in order:
+        assert seen.accept(ids[number]) == (number not in known)
+        known.add(number)
+    runs = seen.state().get("s", [])
+    assert [at for start, end in runs for at in range(start, end, 10)] == [number * 10 for number in sorted(known)]
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(runs)), "runs that touch are one"
 
 
 def test_a_filter_goes_on_where_another_ended() -> None:
