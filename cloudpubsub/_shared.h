@@ -86,38 +86,23 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE >= 1 && sizeof(_Atomic uint64_t) == 8, "64
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && sizeof(_Atomic uint32_t) == 4, "32-bit words must be lock-free");
 _Static_assert(sizeof(cps_shared) <= CPS_SHARED_BYTES, "the page of cursors has outgrown its place");
 
+/* `used`: of the words of a slot, what is in use; what stands behind it means nothing. */
 static inline void cps_shared_put(_Atomic uint32_t *sequence, _Atomic uint64_t *slots, unsigned words,
-                                  const uint64_t *from) {
+                                  const uint64_t *from, unsigned used) {
     /* model: page.own; one writer at a time, under a lock: it is our side's last store, whatever the order. */
     uint32_t now = atomic_load_explicit(sequence, memory_order_relaxed) + 1;
     _Atomic uint64_t *slot = slots + (now & 1) * words;
-    for (unsigned i = 0; i < words; i++) {
+    for (unsigned i = 0; i < used; i++) {
         /* model: page.slot.put; pairs with page.slot.get: who sees one of these words sees the sequence that stood before
          * it too, and so notices that the slot it copies is being written again.  And after a kill none of them is there
          * without that sequence, which had made the other slot current. */
         atomic_store_explicit(&slot[i], from[i], memory_order_release);
-        CPS_CRASH_POINT(words == CPS_PRODUCED_WORDS ? "slot-produced" : "slot-ledger");
+        CPS_CRASH_POINT(words == CPS_PRODUCED_WORDS  ? "slot-produced"
+                        : words == CPS_SETTLED_WORDS ? "slot-settled"
+                                                     : "slot-ledger");
     }
     /* model: page.sequence.put; pairs with page.sequence.get: who sees it sees the slot, and after a kill it is not there
      * without the slot, nor, in the ring, without the bytes of the record that it counts. */
-    atomic_store_explicit(sequence, now, memory_order_release);
-}
-
-/* As cps_shared_put, without the ranges that are not in use. */
-static inline void cps_shared_put_settled(_Atomic uint32_t *sequence, _Atomic uint64_t slots[2][CPS_SETTLED_WORDS],
-                                          const cps_settled *settled) {
-    const uint64_t *from = (const uint64_t *)settled;
-    uint32_t now = atomic_load_explicit(sequence, memory_order_relaxed) + 1;
-    _Atomic uint64_t *slot = slots[now & 1];
-    for (unsigned i = 0; i < CPS_SETTLED_PLAIN_WORDS; i++) {
-        atomic_store_explicit(&slot[i], from[i], memory_order_release);
-        CPS_CRASH_POINT("slot-settled");
-    }
-    unsigned words = CPS_SETTLED_PLAIN_WORDS + (unsigned)settled->ahead_count * CPS_AHEAD_WORDS;
-    for (unsigned i = CPS_SETTLED_PLAIN_WORDS; i < words; i++) {
-        atomic_store_explicit(&slot[i], from[i], memory_order_release);
-        CPS_CRASH_POINT("slot-settled");
-    }
     atomic_store_explicit(sequence, now, memory_order_release);
 }
 
@@ -134,19 +119,21 @@ static inline void cps_shared_get(_Atomic uint32_t *sequence, _Atomic uint64_t *
 }
 
 static inline void cps_shared_commit_produced(cps_shared *s, const cps_produced *from) {
-    cps_shared_put(&s->produced_sequence, &s->produced[0][0], CPS_PRODUCED_WORDS, (const uint64_t *)from);
+    cps_shared_put(&s->produced_sequence, &s->produced[0][0], CPS_PRODUCED_WORDS, (const uint64_t *)from,
+                   CPS_PRODUCED_WORDS);
 }
 static inline void cps_shared_read_produced(cps_shared *s, cps_produced *to) {
     cps_shared_get(&s->produced_sequence, &s->produced[0][0], CPS_PRODUCED_WORDS, (uint64_t *)to);
 }
 static inline void cps_shared_commit_settled(cps_shared *s, const cps_settled *from) {
-    cps_shared_put_settled(&s->settled_sequence, s->settled, from);
+    unsigned used = CPS_SETTLED_PLAIN_WORDS + (unsigned)from->ahead_count * CPS_AHEAD_WORDS;
+    cps_shared_put(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (const uint64_t *)from, used);
 }
 static inline void cps_shared_read_settled(cps_shared *s, cps_settled *to) {
     cps_shared_get(&s->settled_sequence, &s->settled[0][0], CPS_SETTLED_WORDS, (uint64_t *)to);
 }
 static inline void cps_shared_commit_ledger(cps_shared *s, const cps_ledger *from) {
-    cps_shared_put(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (const uint64_t *)from);
+    cps_shared_put(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (const uint64_t *)from, CPS_LEDGER_WORDS);
 }
 static inline void cps_shared_read_ledger(cps_shared *s, cps_ledger *to) {
     cps_shared_get(&s->ledger_sequence, &s->ledger[0][0], CPS_LEDGER_WORDS, (uint64_t *)to);

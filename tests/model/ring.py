@@ -119,11 +119,11 @@ def check_record(position: int) -> Program:
 
 @follows(
     "_log_read.c",
-    "cps_log_read",
+    "read_stream",
     "pthread_mutex_lock(&log->lock)",
     "cps_ring_view(log->ring, position",
     "cps_ring_pin(log->ring, CPS_PIN_READER, position)",
-    "log->sent = position + batch->size",
+    "*cps_log_cursor(log, live) = position + batch->size",
     "pthread_mutex_unlock(&log->lock)",
 )
 @follows(
@@ -165,7 +165,7 @@ def read_batch(variant: str = "") -> Program:
 
 
 @follows(
-    "_log_write.c", "cps_log_settle", "pthread_mutex_lock(&log->lock)", "cps_log_commit(log)", "pthread_mutex_unlock("
+    "_log_write.c", "settle", "pthread_mutex_lock(&log->lock)", "cps_log_commit(log)", "pthread_mutex_unlock("
 )
 @follows("_log_write.c", "cps_log_commit", "cps_shared_commit_settled(", "cps_ring_release(log->ring, keep)")
 def settle(variant: str = "") -> Program:

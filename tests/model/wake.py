@@ -384,7 +384,7 @@ def eventfd(variant: str = "") -> Model:
     "_log_write.c",
     "cps_log_wait_settled",
     "pthread_mutex_lock(&log->lock)",
-    "while (log->settled.head <= position)",
+    "while (!is_over(log, position, all))",
     "if (log->shut) break",
     "cps_log_timed_wait(log, &log->settled_moved",
     "pthread_mutex_unlock(&log->lock)",
@@ -400,9 +400,9 @@ def wait_settled(position: int) -> Program:
 
 @follows(
     "_log_write.c",
-    "cps_log_settle",
+    "settle",
     "pthread_mutex_lock(&log->lock)",
-    "log->settled.head = head",
+    "*cursor = to",
     "cps_log_commit(log)",
     "pthread_mutex_unlock(&log->lock)",
 )
