@@ -214,6 +214,10 @@ class Connection(ABC):
     def _wants_to_read(self) -> bool:
         return True
 
+    def _rounds(self, control: Control, now_s: float) -> float:
+        """Do at a stretch what needs no Python, if there is such work.  Returns the time, `now_s` if there was none."""
+        return now_s
+
     def _patience_s(self) -> float:
         """How long to leave what comes where it is, before looking for it."""
         return 0.0
@@ -423,6 +427,8 @@ class Connection(ABC):
             self.busy_since_s = now_s = time.monotonic()
             if deadline_s is not None and now_s >= deadline_s:
                 return
+            if self.is_up:
+                now_s = self._rounds(control, now_s)
             blocked_on = self._write_or_hear_why(control, now_s)
             wants_to_read = not self.is_up or self._wants_to_read()
             if not wants_to_read:

@@ -31,6 +31,7 @@ from cloudpubsub._overdue import Overdue
 from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
 from cloudpubsub._rate import Bucket, Drain
 from cloudpubsub._refusal import Refusals, Verdict, reason_name
+from cloudpubsub._rounds import rounds
 from cloudpubsub._sender import ANY_BYTES, Sender
 from cloudpubsub._suspicion import Suspicion
 
@@ -51,6 +52,7 @@ _UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
 # broker, which writes one by one, is interrupted rarely.
 _PATIENT_INFLIGHT = 2_000
 _PATIENCE_S = 0.0005
+_STRETCH_MS = 50  # that rounds without Python may last: what Python decides by time can wait for so long
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 # Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
 # rate, quota, administrative, another server (twice), connection rate, maximum connect time.
@@ -111,6 +113,7 @@ class Publisher(Connection):
         self._read_again_s = 0.0
         self._was_acked = False  # on this connection
         self._was_established = False
+        self._is_plain = False  # the socket is TCP alone, and messages go as they are
         self._window = 0  # messages in flight that options and broker allow
         self._limits = BrokerLimits()
         #: Messages and bytes a second; the rates may be set by any thread.
@@ -175,6 +178,9 @@ class Publisher(Connection):
         if self._suspicion.is_control:
             self._begin_control()
         self._narrow()
+        assert control.tap is not None
+        looked_at = self._reports or self._options.payload_hook is not None or self._live_share > 0
+        self._is_plain = control.tap.tells_when_empty and not looked_at
         self._was_established = True
         self._spool_log.link(True)
 
@@ -212,6 +218,45 @@ class Publisher(Connection):
         except (ClosedError, SpoolError):
             pass
         return False
+
+    def _rounds(self, control: Control, now_s: float) -> float:
+        if not self._is_everyday(now_s) or control.want_write():
+            return now_s
+        assert control.tap is not None
+        patience_us = int(_PATIENCE_S * 1e6)
+        written, received, settled, _ = rounds(
+            self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, _PATIENT_INFLIGHT, patience_us
+        )
+        now_s = time.monotonic()
+        if written:
+            self._alive.sent(now_s)
+            self._overdue.wrote(written, now_s)
+        if received:
+            self._alive.received(now_s)
+        if self._sender.has_unsent():
+            self._pending, self._pending_is_ping = self._sender.unsent(), False
+            control.tap.is_writing = True
+        if self._sender.unsendable is not None:
+            self._bury_unsendable(*self._sender.unsendable)
+        self._note_inflight(settled > 0)
+        if settled:
+            self._note_acked()
+        if self._inbound.waiting_bytes():
+            self._work_off(control)
+        return now_s
+
+    def _is_everyday(self, now_s: float) -> bool:
+        """Whether nothing that is sent or acknowledged now needs to be looked at one by one, or held back."""
+        return (
+            self._is_plain
+            and self._pending is None
+            and not (self._stopping or self._dead or self._refusals or self._suspicion.is_watching)
+            and self._again_s is None
+            and self._control_s is None
+            and now_s >= self._read_again_s
+            and self.messages_rate.rate is None
+            and self.bytes_rate.rate is None
+        )
 
     # ---- out ----
 

@@ -2,7 +2,7 @@
 """`Sender`: the log's way onto the wire of the publish connection, and the acknowledgements' way back.
 
 It stands between log and socket: packets are framed natively from the log into one buffer, and Python touches no message on
-the way.  It belongs to one thread, the owner of the connection.
+the way.  It belongs to one thread, the owner of the connection.  Its fields are in `_sender.pxd`.
 """
 
 cimport cython
@@ -20,7 +20,6 @@ from cloudpubsub._spool cimport Log, check_status, message_at
 cdef enum:
     OUT_BYTES = 128 * 1024
     READ_BYTES = 128 * 1024
-    TAKE_MAX = 1024  # acknowledgements at once where each is reported
     SWEEP_BYTES = 4096  # of the disk, to look for what has expired,
     SWEEPS = 256  # so often at once
     WINDOW_MIN = 32  # entries: what is held takes a place too, however few may be in flight
@@ -62,42 +61,6 @@ cdef class Sender(_Inbound):
         hook: Called for each message that is framed, with the message, its end in the log and that of the one before;
             the payload that it returns is sent.  None: payloads are sent as they are, and no message becomes a Python object.
     """
-
-    cdef Log log
-    cdef cps_window *window
-    cdef cps_wire_aliases aliases
-    cdef uint8_t *out
-    cdef size_t out_size, out_start, out_end
-    cdef uint64_t told_head, told_messages, told_bytes
-    # Of each stream (where there is one, the first counts):
-    cdef uint64_t after[2]  # where the message before the next one ended,
-    cdef uint64_t read_end[2]  # and where reading has got to; they differ by pads
-    cdef bint is_split  # as the log is, and the window
-    cdef uint64_t live_first  # where the live stream began
-    cdef uint64_t told_live_head, told_live_messages, told_live_bytes
-    cdef uint32_t live_share
-    cdef uint32_t credit  # hundredths of messages that the backlog has earned
-    cdef int only  # BOTH, or the only stream that is sent,
-    cdef bint only_to_hold  # until as many of it are held as are to be
-    cdef bint backlog_empty  # when it was last looked at
-    cdef int stop  # a cps_wire_stop: why the last batch ended
-    cdef uint32_t max_inflight
-    cdef uint64_t max_inflight_bytes
-    cdef uint32_t broker_packet_max
-    cdef uint32_t to_hold
-    cdef bint no_retain
-    cdef bytes id_prefix
-    cdef bint carry_ids
-    cdef object hook
-    cdef bint hooked
-    cdef readonly unsigned long long resent  # messages sent again, over all connections
-    cdef readonly unsigned long long sent_messages
-    cdef readonly unsigned long long framed_bytes  # since restart
-    cdef readonly bint window_full  # the last `frame` stopped for it
-    cdef list refusals
-    #: (position, why) of a message that can never be sent on this connection and is held; None: there is none.
-    cdef readonly object unsendable
-    cdef uint64_t positions[TAKE_MAX]
 
     def __cinit__(self, *args, **kwargs):
         self.window = NULL
@@ -208,7 +171,7 @@ cdef class Sender(_Inbound):
         if position is not None and self.is_split:
             self.only = LIVE if <uint64_t>position >= self.live_first else BACKLOG
 
-    cdef inline int stream_now(self) noexcept nogil:
+    cdef int stream_now(self) noexcept nogil:
         return BOTH if self.only_to_hold and self.to_hold == 0 else self.only
 
     def front(self, uint64_t position):
@@ -256,16 +219,7 @@ cdef class Sender(_Inbound):
         if self.out_start < self.out_end:
             return 0
         self.unsendable = None
-        memset(&source, 0, sizeof(source))
-        source.now_ms = now_ms
-        source.boot_ms = boot_ms
-        source.level = <uint8_t>self.level
-        source.packet_bytes_max = self.broker_packet_max
-        source.no_retain = self.no_retain
-        source.aliases = &self.aliases
-        if self.carry_ids:
-            source.id_prefix = <const uint8_t *>PyBytes_AS_STRING(self.id_prefix)
-            source.id_prefix_bytes = <uint16_t>len(self.id_prefix)
+        self.fill(&source, now_ms, boot_ms)
         self.out_start = self.out_end = 0
         self.window_full = False
         self.log.enter()
@@ -286,6 +240,20 @@ cdef class Sender(_Inbound):
         self.sent_messages += messages
         self.framed_bytes += self.out_end
         return messages
+
+    cdef int fill(self, cps_wire_source *source, uint64_t now_ms, uint64_t boot_ms) except -1:
+        """What is the same for all that is framed at one time."""
+        memset(source, 0, sizeof(source[0]))
+        source.now_ms = now_ms
+        source.boot_ms = boot_ms
+        source.level = <uint8_t>self.level
+        source.packet_bytes_max = self.broker_packet_max
+        source.no_retain = self.no_retain
+        source.aliases = &self.aliases
+        if self.carry_ids:
+            source.id_prefix = <const uint8_t *>PyBytes_AS_STRING(self.id_prefix)
+            source.id_prefix_bytes = <uint16_t>len(self.id_prefix)
+        return 0
 
     @cython.cdivision(True)
     cdef cps_status frame_turn(self, cps_wire_source *source, uint32_t *messages) noexcept nogil:

@@ -1,0 +1,176 @@
+# cython: language_level=3, binding=True, embedsignature=True, cdivision=True
+"""Whole rounds of the publish connection without the GIL: frame, send, receive, settle.
+
+Beside a busy Python thread each return to Python waits for up to the interpreter's switch interval, 5 ms.  A round needs
+nothing of Python while nothing unusual happens, so many of them are done at a stretch; whatever is unusual ends the
+stretch, and the connection's own loop, which knows all cases, goes on from the same state.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, clock_nanosleep, timespec
+
+from cloudpubsub._core cimport *
+from cloudpubsub._sender cimport TAKE_MAX, Sender
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned size)
+    int MSG_DONTWAIT, MSG_NOSIGNAL
+
+cdef extern from "netinet/in.h" nogil:
+    int IPPROTO_TCP
+
+cdef extern from "netinet/tcp.h" nogil:
+    int TCP_QUICKACK
+
+cdef extern from "poll.h" nogil:
+    ctypedef unsigned long nfds_t
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, nfds_t count, int timeout_ms)
+    int POLLIN, POLLOUT
+
+cdef extern from "time.h" nogil:
+    int CLOCK_BOOTTIME
+
+cdef enum:
+    IN_BYTES = 64 * 1024  # read at once
+
+
+cdef struct Stretch:
+    uint64_t written, received, settled  # bytes, bytes, messages
+    uint32_t messages
+    uint32_t resume_at  # messages in flight from which on the next are framed
+    bint log_ended, is_blocked, is_over
+
+
+cdef uint64_t clock_ms(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(<int>clock, &now)
+    return <uint64_t>now.tv_sec * 1000 + <uint64_t>(now.tv_nsec // 1000000)
+
+
+cdef void nap(uint32_t microseconds) noexcept nogil:
+    cdef timespec pause
+    pause.tv_sec = 0
+    pause.tv_nsec = microseconds * 1000
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL)
+
+
+cdef bint would_block() noexcept nogil:
+    return errno == EAGAIN or errno == EINTR
+
+
+cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, uint32_t patient_inflight,
+                         Stretch *stretch) noexcept nogil:
+    """Returns whether something was sent."""
+    cdef cps_status status = CPS_OK
+    cdef uint32_t messages = 0
+    cdef uint32_t inflight = cps_window_inflight_messages(sender.window)
+    cdef ssize_t n
+    if sender.out_start == sender.out_end and inflight <= stretch.resume_at:
+        stretch.resume_at = 0xFFFFFFFF
+        sender.out_start = sender.out_end = 0
+        sender.window_full = False
+        while status == CPS_OK and not sender.window_full:
+            source.messages_max = 0xFFFFFFFF
+            source.bytes_max = <uint64_t>-1
+            source.hold_messages = 0
+            status = sender.frame_batch(source, &messages, False)
+        stretch.messages += messages
+        stretch.log_ended = status == CPS_EMPTY
+        inflight = cps_window_inflight_messages(sender.window)
+        if sender.window_full and inflight >= patient_inflight:
+            # A full window is refilled by the eighth, in one packet of the network rather than in fifty.
+            stretch.resume_at = inflight - inflight // 8
+        if status != CPS_OK and status != CPS_EMPTY and status != CPS_FULL:
+            stretch.is_over = True  # the next `frame` says why
+        sender.framed_bytes += sender.out_end
+    if sender.out_start == sender.out_end:
+        return False
+    n = send(fd, sender.out + sender.out_start, sender.out_end - sender.out_start, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if n < 0:
+        stretch.is_blocked = True
+        stretch.is_over = stretch.is_over or not would_block()  # the next `send` says why
+        return False
+    sender.out_start += <size_t>n
+    stretch.written += <uint64_t>n
+    stretch.is_blocked = sender.out_start < sender.out_end
+    return n > 0
+
+
+cdef bint receive(Sender sender, int fd, Stretch *stretch) noexcept nogil:
+    """Returns whether something came."""
+    cdef uint8_t *at
+    cdef size_t room
+    cdef ssize_t n
+    cdef cps_wire_acks acks
+    cdef int yes = 1
+    if cps_stream_space(sender.stream, IN_BYTES, &at, &room) != CPS_OK:
+        stretch.is_over = True
+        return False
+    n = recv(fd, at, room, MSG_DONTWAIT)
+    if n <= 0:
+        stretch.is_over = stretch.is_over or n == 0 or not would_block()  # the next `recv` says why
+        return False
+    cps_stream_commit(sender.stream, <size_t>n)
+    sender.received_bytes += <uint64_t>n
+    stretch.received += <uint64_t>n
+    # Brokers that leave Nagle on send the next acknowledgements only when these are acknowledged.
+    setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof(yes))
+    # Anything but acknowledgements is for `take` to look at.
+    stretch.is_over = stretch.is_over or cps_wire_take_acks(sender.stream, sender.window, NULL, TAKE_MAX, &acks) != CPS_EMPTY
+    stretch.settled += acks.settled
+    sender.tell_head()
+    return True
+
+
+def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint32_t patient_inflight, uint32_t patience_us):
+    """Rounds on a plain, non-blocking socket for at most about `budget_ms` milliseconds, without the GIL.
+
+    Ends early where there is nothing to do, or something that is not everyday: then what there is to say is still to be
+    had from `take`, `frame` and the socket.  With `patient_inflight` messages in flight, acknowledgements are left
+    alone for `patience_us` microseconds at a time.  `wake_fd`: readable when the caller is wanted elsewhere.
+
+    Returns (bytes written, bytes received, messages settled, messages framed).  For the owner of the connection, where one
+    stream is sent, nothing is held, and no acknowledgement is to be reported.
+    """
+    cdef Stretch stretch = [0, 0, 0, 0, 0xFFFFFFFF, False, False, False]
+    cdef cps_wire_source source
+    cdef pollfd waits[2]
+    cdef uint64_t started = clock_ms(CLOCK_MONOTONIC), now = started
+    cdef bint has_moved
+    sender.unsendable = None
+    sender.fill(&source, now, clock_ms(CLOCK_BOOTTIME))
+    waits[0].fd, waits[1].fd = fd, wake_fd
+    waits[1].events = POLLIN
+    sender.log.enter()
+    try:
+        with nogil:
+            while True:
+                has_moved = frame_and_send(sender, &source, fd, patient_inflight, &stretch)
+                has_moved |= receive(sender, fd, &stretch)
+                now = clock_ms(CLOCK_MONOTONIC)
+                if stretch.is_over or now >= started + budget_ms or sender.unsendable is not None:
+                    break
+                source.now_ms = now
+                source.boot_ms = clock_ms(CLOCK_BOOTTIME)
+                if has_moved:
+                    continue
+                if cps_window_inflight_messages(sender.window) >= patient_inflight and not stretch.is_blocked:
+                    nap(patience_us)
+                    continue
+                if stretch.log_ended:
+                    break  # who publishes next has to be asked for a call
+                waits[0].events = (POLLIN | POLLOUT) if stretch.is_blocked else POLLIN
+                poll(waits, 2, <int>(started + budget_ms - now))
+                if waits[1].revents != 0:
+                    break
+    finally:
+        sender.log.leave()
+        sender.sent_messages += stretch.messages
+    return stretch.written, stretch.received, stretch.settled, stretch.messages
