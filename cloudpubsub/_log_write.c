@@ -240,7 +240,8 @@ static bool drop_from_ring(cps_log *log, uint64_t span) {
         if (messages > 0 && published - at + span <= log->home.ring_bytes / 2) break; /* enough in any case */
     }
     if (at == low) return false;
-    if (log->settled.head < low) log->settled.spilled = at; /* the disk holds older ones: a hole behind them */
+    /* The disk holds older ones: a hole behind them.  Nor does the head pass a live stream that has not been joined. */
+    if (log->settled.head < low || low >= cps_log_live_first(log)) log->settled.spilled = at;
     else log->settled.head = log->sent = at;
     log->settled.dropped_messages += messages;
     log->settled.dropped_bytes += bytes;

@@ -139,6 +139,8 @@ cdef class Sender(_Inbound):
         self.log.check()
         self.log.c_fronts(&fronts)
         self.after[0] = self.read_end[0] = fronts.head
+        if self.is_split and not self.log.c_is_split():
+            cps_window_restart(self.window)  # which still has two heads
         self.is_split = self.log.c_is_split()
         self.backlog_empty = False
         if self.is_split:

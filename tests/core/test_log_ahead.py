@@ -73,7 +73,8 @@ def test_a_kill_while_live_messages_are_settled_leaves_the_old_state_or_the_new_
 ) -> None:
     log = Log(disk, spill_after_ms=0)
     live = split_with(log, range(30), range(30, 50))
-    disk.lib.crash_watch(disk.c, disk.ffi.new("char[]", point.encode()), nth)
+    name = disk.ffi.new("char[]", point.encode())  # has to live while it is watched for
+    disk.lib.crash_watch(disk.c, name, nth)
     done = 0
     while not disk.lib.crash_happened():
         done += 1
