@@ -6,8 +6,10 @@ the spool and the message's place in its log.  With protocol "5" and `message_id
 
     >>> seen = Filter(on_gap=lambda gap: print("missing:", gap))
     >>> def on_message(message):
-    ...     if seen.accept(dict(message.user_properties)["cloudpubsub-id"]):
-    ...         store(message)
+    ...     message_id = dict(message.user_properties)["cloudpubsub-id"]
+    ...     if not seen.has(message_id):
+    ...         store(message)  # where it raises, the message comes again
+    ...         seen.accept(message_id)
 
 Nothing here needs the rest of the package, so a consumer may copy the file.
 """
@@ -21,8 +23,9 @@ from typing import Any, NamedTuple
 
 __all__ = ["Filter", "Gap", "MessageId"]
 
-_JUMP = 1 << 32  # positions that no padding can explain: the sender's process lost what was in memory
+_SPAN_MAX = 1 << 29  # positions that a message or a padding may take; more was lost with the sender's memory
 _FIELDS = 4
+_CLOSED_SHARE = 4
 
 
 class MessageId(NamedTuple):
@@ -67,8 +70,10 @@ class _Log:
     __slots__ = ("ends", "starts")
 
     def __init__(self, runs: Sequence[Sequence[int]] = ()) -> None:
-        self.starts = [int(start) for start, _ in runs]
-        self.ends = [int(end) for _, end in runs]
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        for start, end in runs:
+            self.add(int(start), int(end))
 
     def has(self, position: int) -> bool:
         at = bisect_right(self.starts, position) - 1
@@ -86,9 +91,13 @@ class _Log:
         self.ends[low:high] = [end]
 
     def forget(self, runs_max: int) -> None:
-        """What lies between the oldest runs counts as seen where they are too many."""
-        while len(self.starts) > runs_max:
-            del self.starts[1], self.ends[0]
+        """Where the runs are too many, the narrowest holes count as seen: the widest is what a backlog leaves."""
+        if len(self.starts) <= runs_max:
+            return
+        holes = sorted(range(1, len(self.starts)), key=lambda at: self.starts[at] - self.ends[at - 1])
+        closed = set(holes[: max(1, len(holes) // _CLOSED_SHARE)])  # many at once, for sorting takes long
+        self.starts = [start for at, start in enumerate(self.starts) if at not in closed]
+        self.ends = [end for at, end in enumerate(self.ends) if at + 1 not in closed]
 
 
 class Filter:
@@ -98,7 +107,8 @@ class Filter:
     loses nothing and sends in order.  More are there while something is missing, late, or sent ahead of a backlog.
 
     Args:
-        remember: Runs of each spool; of more, what is missing between the oldest counts as seen.
+        remember: Runs of each spool; of more, the narrowest holes between them count as seen.  Who subscribes to a part
+            of the topics gets a run for nearly every message.
         spools: Spools that are known; the one that was silent longest is forgotten first.
         on_gap: Called with each `Gap` when the message behind it comes, before `accept` returns.
         state: What `state()` of an earlier filter returned, to go on after a restart.
@@ -128,29 +138,40 @@ class Filter:
             self._logs[spool] = _Log(runs)
 
     def accept(self, message_id: MessageId | str) -> bool:
-        """Whether the message is new.  Raises ValueError for a text that is no id."""
+        """Whether the message is new; from now on it is not.
+
+        Where what is done with a message can fail, ask `has` first, and accept it when it is done.  What `on_gap`
+        raises goes through, and the message stays new.  Raises ValueError for a text that is no id.
+        """
         if isinstance(message_id, str):
             message_id = MessageId.parse(message_id)
         spool, position, end, after = message_id
         log = self._logs.get(spool)
-        is_first = log is None
+        if log is not None and log.has(position):
+            self._logs.move_to_end(spool)
+            self.duplicates += 1
+            return False
+        # From where the message before it ended there is nothing but padding.
+        first = after if 0 <= position - after < _SPAN_MAX else position
+        known_to = log.ends[-1] if log is not None else first
+        if first > known_to and self._on_gap is not None:
+            self._on_gap(Gap(spool, known_to, position))
         if log is None:
             log = self._logs[spool] = _Log()
             if len(self._logs) > self._spools:
                 self._logs.popitem(last=False)
         self._logs.move_to_end(spool)
-        if log.has(position):
-            self.duplicates += 1
-            return False
-        # From where the message before it ended there is nothing but padding.
-        first = after if 0 <= position - after < _JUMP else position
-        known_to = log.ends[-1] if log.ends else 0
-        log.add(first, max(end, position + 1))
+        log.add(first, end if 0 < end - position < _SPAN_MAX else position + 1)
         log.forget(self._remember)
         self.accepted += 1
-        if first > known_to and not is_first and self._on_gap is not None:
-            self._on_gap(Gap(spool, known_to, position))
         return True
+
+    def has(self, message_id: MessageId | str) -> bool:
+        """Whether the message was accepted before; changes nothing.  Raises ValueError for a text that is no id."""
+        if isinstance(message_id, str):
+            message_id = MessageId.parse(message_id)
+        log = self._logs.get(message_id.spool)
+        return log is not None and log.has(message_id.position)
 
     def state(self) -> dict[str, Any]:
         """Everything that is remembered, as values that JSON can carry: runs `[first, end)` of each spool."""

@@ -70,8 +70,9 @@ def test_memory_is_bounded_and_what_is_older_counts_as_seen() -> None:
     assert not any(seen.accept(one) for one in ids)
     for one in (sparse := chain(100, start=2000)[::2]):
         assert seen.accept(one)
-    assert len(seen.state()["s"]) == 10
+    assert 2 < len(seen.state()["s"]) <= 10
     assert not seen.accept(chain(100, start=2000)[1]), "what was missing so long ago"
+    assert seen.accept(MessageId("s", 1500, 1510, 1490)), "the widest hole is the last to be closed"
     assert seen.accept(chain(100, start=2000)[97])
     assert not any(seen.accept(one) for one in sparse)
     for spool in "abcd":
@@ -87,6 +88,60 @@ def test_live_data_ahead_of_a_long_backlog_are_no_reason_to_take_it_for_seen() -
         passed += seen.accept(new) + seen.accept(old) + seen.accept(new)
     assert (passed, seen.duplicates) == (200_000, 100_000)
     assert seen.state()["s"] == [[0, 2_000_000]]
+
+
+def test_who_gets_a_part_of_the_live_data_still_gets_the_backlog() -> None:
+    seen = Filter(remember=100)
+    live = chain(20_000, start=1_000_000)[::2]
+    assert all(seen.accept(one) for one in live)
+    assert seen.accept(MessageId("s", 200, 210, 190)), "the backlog's first"
+    assert seen.accept(MessageId("s", 500_000, 500_010, 499_990))
+    assert len(seen.state()["s"]) <= 100
+
+
+def test_a_message_that_could_not_be_stored_is_new_when_it_comes_again() -> None:
+    stored: list[MessageId] = []
+
+    def store(one: MessageId) -> None:
+        stored.append(one)
+        if len(stored) == 1:
+            raise OSError
+
+    def handle(one: MessageId) -> None:
+        if not seen.has(one):
+            store(one)
+            assert seen.accept(one)
+
+    seen, (one,) = Filter(), chain(1)
+    with pytest.raises(OSError):
+        handle(one)
+    handle(one)
+    handle(one)
+    assert stored == [one, one]
+
+
+def test_a_gap_that_could_not_be_told_is_told_again() -> None:
+    gaps: list[Gap] = []
+
+    def tell(gap: Gap) -> None:
+        gaps.append(gap)
+        if len(gaps) == 1:
+            raise OSError
+
+    seen, ids = Filter(on_gap=tell), chain(3)
+    seen.accept(ids[0])
+    with pytest.raises(OSError):
+        seen.accept(ids[2])
+    assert seen.accept(ids[2])
+    assert gaps == [Gap("s", 10, 20)] * 2
+
+
+def test_an_id_that_lies_hides_no_other() -> None:
+    seen = Filter()
+    assert seen.accept("s/0/99999999999999999999/0")
+    assert seen.accept("s/1000000000000/1000000000010/0")
+    assert all(seen.accept(one) for one in chain(10, start=1000))
+    assert Filter(state={"s": [[50, 60], [0, 10], [5, 20]]}).state() == {"s": [[0, 20], [50, 60]]}
 
 
 @given(st.lists(st.integers(0, 40), max_size=200))
