@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from cloudpubsub._backoff import Backoff
 from cloudpubsub._connection import Connection
 from cloudpubsub._dispatcher import Call, CallEach, Dispatcher
-from cloudpubsub._ended import Ended, Refused
+from cloudpubsub._ended import Ended, Refused, ended_by
 from cloudpubsub._errors import ClosedError, SpoolError
 from cloudpubsub._message import Drop, Message
 from cloudpubsub._overdue import Overdue
@@ -224,7 +224,7 @@ class Publisher(Connection):
             return now_s
         assert control.tap is not None
         patience_us = int(_PATIENCE_S * 1e6)
-        written, received, settled, _ = rounds(
+        written, received, settled, error = rounds(
             self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, _PATIENT_INFLIGHT, patience_us
         )
         now_s = time.monotonic()
@@ -242,7 +242,11 @@ class Publisher(Connection):
         if settled:
             self._note_acked()
         if self._inbound.waiting_bytes():
-            self._work_off(control)
+            self._work_off(control)  # what the broker said before the end, too
+        if control.is_closed:
+            raise ended_by(self._inbound)
+        if error:
+            raise OSError(error, os.strerror(error))
         return now_s
 
     def _is_everyday(self, now_s: float) -> bool:

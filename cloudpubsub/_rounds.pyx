@@ -39,12 +39,15 @@ cdef extern from "time.h" nogil:
 
 cdef enum:
     IN_BYTES = 64 * 1024  # read at once
+    RESUME_AT_ONCE = 0xFFFFFFFF
+    NAPS = 4  # in a row that brought nothing
 
 
 cdef struct Stretch:
     uint64_t written, received, settled  # bytes, bytes, messages
     uint32_t messages
     uint32_t resume_at  # messages in flight from which on the next are framed
+    int error  # errno of the socket; asked again, it would say that all is well
     bint log_ended, is_blocked, is_over
 
 
@@ -61,8 +64,12 @@ cdef void nap(uint32_t microseconds) noexcept nogil:
     clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL)
 
 
-cdef bint would_block() noexcept nogil:
-    return errno == EAGAIN or errno == EINTR
+cdef void note_error(Stretch *stretch) noexcept nogil:
+    if errno == EAGAIN or errno == EINTR:
+        return
+    if stretch.error == 0:
+        stretch.error = errno
+    stretch.is_over = True
 
 
 cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, uint32_t patient_inflight,
@@ -73,7 +80,7 @@ cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, uint32_
     cdef uint32_t inflight = cps_window_inflight_messages(sender.window)
     cdef ssize_t n
     if sender.out_start == sender.out_end and inflight <= stretch.resume_at:
-        stretch.resume_at = 0xFFFFFFFF
+        stretch.resume_at = RESUME_AT_ONCE
         sender.out_start = sender.out_end = 0
         sender.window_full = False
         while status == CPS_OK and not sender.window_full:
@@ -95,7 +102,7 @@ cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, uint32_
     n = send(fd, sender.out + sender.out_start, sender.out_end - sender.out_start, MSG_DONTWAIT | MSG_NOSIGNAL)
     if n < 0:
         stretch.is_blocked = True
-        stretch.is_over = stretch.is_over or not would_block()  # the next `send` says why
+        note_error(stretch)
         return False
     sender.out_start += <size_t>n
     stretch.written += <uint64_t>n
@@ -114,8 +121,11 @@ cdef bint receive(Sender sender, int fd, Stretch *stretch) noexcept nogil:
         stretch.is_over = True
         return False
     n = recv(fd, at, room, MSG_DONTWAIT)
-    if n <= 0:
-        stretch.is_over = stretch.is_over or n == 0 or not would_block()  # the next `recv` says why
+    if n < 0:
+        note_error(stretch)
+        return False
+    if n == 0:
+        stretch.is_over = True  # the next `recv` says so too
         return False
     cps_stream_commit(sender.stream, <size_t>n)
     sender.received_bytes += <uint64_t>n
@@ -133,17 +143,18 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     """Rounds on a plain, non-blocking socket for at most about `budget_ms` milliseconds, without the GIL.
 
     Ends early where there is nothing to do, or something that is not everyday: then what there is to say is still to be
-    had from `take`, `frame` and the socket.  With `patient_inflight` messages in flight, acknowledgements are left
+    had from `take` and `frame`, or, of its end, from the socket.  With `patient_inflight` messages in flight, acknowledgements are left
     alone for `patience_us` microseconds at a time.  `wake_fd`: readable when the caller is wanted elsewhere.
 
-    Returns (bytes written, bytes received, messages settled, messages framed).  For the owner of the connection, where one
+    Returns (bytes written, bytes received, messages settled, errno of the socket or 0).  For the owner of the connection, where one
     stream is sent, nothing is held, and no acknowledgement is to be reported.
     """
-    cdef Stretch stretch = [0, 0, 0, 0, 0xFFFFFFFF, False, False, False]
+    cdef Stretch stretch = [0, 0, 0, 0, RESUME_AT_ONCE, 0, False, False, False]
     cdef cps_wire_source source
     cdef pollfd waits[2]
     cdef uint64_t started = clock_ms(CLOCK_MONOTONIC), now = started
     cdef bint has_moved
+    cdef unsigned idle = 0  # rounds in a row that moved nothing
     sender.unsendable = None
     sender.fill(&source, now, clock_ms(CLOCK_BOOTTIME))
     waits[0].fd, waits[1].fd = fd, wake_fd
@@ -160,17 +171,23 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                 source.now_ms = now
                 source.boot_ms = clock_ms(CLOCK_BOOTTIME)
                 if has_moved:
+                    idle = 0
                     continue
-                if cps_window_inflight_messages(sender.window) >= patient_inflight and not stretch.is_blocked:
+                idle += 1
+                if idle <= NAPS and not stretch.is_blocked and cps_window_inflight_messages(sender.window) >= patient_inflight:
                     nap(patience_us)
+                    continue
+                if stretch.resume_at != RESUME_AT_ONCE:
+                    stretch.resume_at = RESUME_AT_ONCE  # perhaps the broker waits for more, as we do
                     continue
                 if stretch.log_ended:
                     break  # who publishes next has to be asked for a call
                 waits[0].events = (POLLIN | POLLOUT) if stretch.is_blocked else POLLIN
+                waits[0].revents = waits[1].revents = 0
                 poll(waits, 2, <int>(started + budget_ms - now))
                 if waits[1].revents != 0:
                     break
     finally:
         sender.log.leave()
         sender.sent_messages += stretch.messages
-    return stretch.written, stretch.received, stretch.settled, stretch.messages
+    return stretch.written, stretch.received, stretch.settled, stretch.error

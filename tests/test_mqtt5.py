@@ -159,7 +159,8 @@ def test_a_refused_connection_is_named(reason: int, text: str, state: str, tmp_p
         assert client.stats().publish_link == state
 
 
-def test_the_reason_of_a_disconnect_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [1, 1500])
+def test_the_reason_of_a_disconnect_is_told(last: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     said: list[str] = []
     over = threading.Event()
 
@@ -168,13 +169,15 @@ def test_the_reason_of_a_disconnect_is_told(tmp_path: Path) -> None:
         over.set()
 
     def take_over(event: Event) -> Any:
-        return Disconnect(0x8E) if isinstance(event.packet, Publish) else None
+        return Disconnect(0x8E) if isinstance(event.packet, Publish) and event.number == last else None
 
     with FakeBroker(Script(take_over)) as broker:
         with client_to(broker.port, tmp_path, on_disconnect=on_disconnect, **FIVE) as client:
-            client.publish("a", b"")
+            for _ in range(3 * last):  # there is more to send and to be acknowledged when it comes
+                client.publish("a", b"")
             assert over.wait(LIMIT)
     assert "session taken over (0x8e)" in said[0]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(
