@@ -27,8 +27,8 @@ cdef class Message:
 
     __match_args__ = ("topic", "payload", "position")
 
-    def __cinit__(self, str topic, bytes payload, position=None, bytes userdata=b"", retain=False, duplicate=False,
-                  qos=1, bytes properties=b""):
+    def __cinit__(self, str topic not None, bytes payload not None, position=None, bytes userdata not None=b"",
+                  retain=False, duplicate=False, qos=1, bytes properties not None=b""):
         self.topic = topic
         self.payload = payload
         self.position = position
@@ -53,7 +53,7 @@ cdef class Message:
         return hash(self.values())
 
     def __reduce__(self):
-        return Message, self.values()
+        return type(self), self.values()
 
     def __repr__(self):
         shown = repr(self.payload[:SHOWN_BYTES])

@@ -383,6 +383,8 @@ class Dispatcher:
                 item.ended(message, packet_id, outcome, error)
             except BaseException as exc:
                 self._note_raised(item.ended, exc)
+            if len(self._drops) > 0 and (drop := self._drops.take()) is not None and self._on_drop is not None:
+                self._call(self._on_drop, (drop,))  # they need not wait for the rest of the batch
 
     def _try_again(
         self, handler: Handler, message: Message, error: BaseException

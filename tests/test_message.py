@@ -34,6 +34,17 @@ def test_messages_compare_by_value_and_survive_pickling() -> None:
     assert copy.deepcopy(message) == message
 
 
+class Marked(Message):
+    pass
+
+
+def test_a_subclass_stays_what_it_is_and_none_is_no_text() -> None:
+    assert type(copy.copy(Marked("a", b"p"))) is Marked
+    for args in ((None, b""), ("a", None), ("a", b"", None, None)):
+        with pytest.raises(TypeError):
+            Message(*args)  # type: ignore[arg-type]
+
+
 def test_repr_of_a_large_message_is_short() -> None:
     assert len(repr(Message("a", b"x" * 1_000_000, 3, retain=True))) < 200
 
