@@ -181,7 +181,8 @@ class Options:
     #: How often a handler that raised is called again before its message is given up.
     handler_retries: int = setting(Integer(0, 1_000), 3)
     #: Received messages that may wait for handlers; when full, no more are read from the network.  Each 4 KiB of
-    #: payload count as a message, so the default takes at most 4 MiB and one message.
+    #: payload count as a message, so the default takes at most 4 MiB and one message.  The batch at hand, a quarter of
+    #: it and 256 messages at most, comes on top.
     handler_queue: int = setting(Integer(1, 1_000_000, "messages"), 1_000)
     #: A message whose handler failed for good: "ack" keeps it in the dead-letter store and acknowledges it,
     #: "disconnect" closes the connection so that the broker delivers it again (needs a session that stays; a message of

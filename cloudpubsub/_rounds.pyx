@@ -130,10 +130,11 @@ cdef bint receive(Sender sender, int fd, Stretch *stretch) noexcept nogil:
     cps_stream_commit(sender.stream, <size_t>n)
     sender.received_bytes += <uint64_t>n
     stretch.received += <uint64_t>n
-    # Brokers that leave Nagle on send the next acknowledgements only when these are acknowledged.
+    # Brokers that leave Nagle on send the next acknowledgements only when these are acknowledged.  Where it cannot be set,
+    # the socket has ended, and says so when it is read.
     setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof(yes))
-    # Anything but acknowledgements is for `take` to look at.
-    stretch.is_over = stretch.is_over or cps_wire_take_acks(sender.stream, sender.window, NULL, TAKE_MAX, &acks) != CPS_EMPTY
+    if cps_wire_take_acks(sender.stream, sender.window, NULL, TAKE_MAX, &acks) != CPS_EMPTY:
+        stretch.is_over = True  # anything but acknowledgements is for `take` to look at
     stretch.settled += acks.settled
     sender.tell_head()
     return True
@@ -143,11 +144,12 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     """Rounds on a plain, non-blocking socket for at most about `budget_ms` milliseconds, without the GIL.
 
     Ends early where there is nothing to do, or something that is not everyday: then what there is to say is still to be
-    had from `take` and `frame`, or, of its end, from the socket.  With `patient_inflight` messages in flight, acknowledgements are left
-    alone for `patience_us` microseconds at a time.  `wake_fd`: readable when the caller is wanted elsewhere.
+    had from `take` and `frame`, or, of its end, from the socket.  With `patient_inflight` messages in flight,
+    acknowledgements are left alone for `patience_us` microseconds at a time.  `wake_fd`: readable when the caller is
+    wanted elsewhere.
 
-    Returns (bytes written, bytes received, messages settled, errno of the socket or 0).  For the owner of the connection, where one
-    stream is sent, nothing is held, and no acknowledgement is to be reported.
+    Returns (bytes written, bytes received, messages settled, errno of the socket or 0).  For the owner of the
+    connection, where one stream is sent, nothing is held, and no acknowledgement is to be reported.
     """
     cdef Stretch stretch = [0, 0, 0, 0, RESUME_AT_ONCE, 0, False, False, False]
     cdef cps_wire_source source
@@ -184,7 +186,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                     break  # who publishes next has to be asked for a call
                 waits[0].events = (POLLIN | POLLOUT) if stretch.is_blocked else POLLIN
                 waits[0].revents = waits[1].revents = 0
-                poll(waits, 2, <int>(started + budget_ms - now))
+                poll(waits, 2, <int>(started + budget_ms - now))  # where it fails, the next round is tried at once
                 if waits[1].revents != 0:
                     break
     finally:
