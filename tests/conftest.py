@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Debian's packages, and whether they are installed.
 _PACKAGES = {"mosquitto": mosquitto_path, "nats-server": nats_path, "rabbitmq-server": rabbitmq_path}
 _skipped = pytest.StashKey[dict[str, int]]()
+
+
+@pytest.fixture(autouse=True)
+def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where rings lie, those of child processes too: on tmpfs, and gone after the test with what a kill left in it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
+        yield directory
 
 
 def in_ci() -> bool:

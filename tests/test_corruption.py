@@ -31,14 +31,6 @@ QUARANTINE_SHARE = 16  # of the quota
 IN_FILES = [damage for damage in DAMAGES if "meta" not in damage.kinds]
 
 
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where rings lie: on tmpfs, and gone after the test."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield Path(directory)
-
-
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A directory that is not on a disk, for spools that are opened hundreds of times."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,14 +31,6 @@ QUOTA, SPARE = 4 * MIB, 256 * KIB
 ALLOWANCE = 64 * KIB
 BIG = {"size": 8_000, "ring_bytes": MIB, "segment_bytes": MIB, "max_spool_bytes": 1 << 30}
 BIG_COUNT = 26_000  # more than 200 MB
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield Path(directory)
 
 
 @contextmanager

@@ -34,14 +34,6 @@ EXAMPLE = ROOT / "examples" / "gateway"
 DEADLINE_S = 60.0
 
 
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What RuntimeDirectory= is under systemd: on tmpfs, and kept over a restart."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield directory
-
-
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example's own modules can be imported."""

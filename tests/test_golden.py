@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +20,6 @@ from tests.spools import copy, published, read_all, tree, values
 DATA = Path(os.environ.get("CLOUDPUBSUB_GOLDEN", Path(__file__).parent / "data"))
 GOLDEN = DATA / "spool-v1"
 ACKED = 1  # of what is in it
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,6 @@ lose_often(spool)
 print(spool.stats()["dropped"], flush=True)
 sys.stdin.readline()
 """
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield Path(directory)
 
 
 def open_spool(path: str | Path, **settings: Any) -> Spool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,6 @@ DURABILITIES = ["memory", "process", "power"]
 POLICIES = ["drop_oldest", "drop_newest", "block", "raise"]
 
 each_limit = pytest.mark.parametrize("limit", [BY_BYTES, BY_MESSAGES], ids=["bytes", "messages"])
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test with what a kill left in it."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield directory
 
 
 @pytest.fixture

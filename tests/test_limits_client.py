@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,14 +38,6 @@ NEWEST = "full, newest dropped"
 
 each_limit = pytest.mark.parametrize("limit", [BY_BYTES, BY_MESSAGES], ids=["bytes", "messages"])
 each_home = pytest.mark.parametrize("in_memory", [False, True], ids=["spool", "memory"])
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test with what a kill left in it."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield directory
 
 
 @dataclass

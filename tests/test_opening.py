@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +46,6 @@ while batch := spool.read():
     count += len(batch)
 print(opened, peak(), found.bytes_read, found.segments, count, flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield Path(directory)
 
 
 def opened(path: Path) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,6 @@ from tests.spools import DAMAGES, SMALL
 NOBODY = 1
 COUNT = 600
 BY_NAME = {damage.name: damage for damage in DAMAGES}
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where rings lie: on tmpfs, and gone after the test."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield Path(directory)
 
 
 def has_failed(client: Client, position: int) -> bool:

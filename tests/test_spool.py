@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,14 +67,6 @@ def ledger_holds(spool: Spool) -> bool:
         stats["published" + unit] == sum(stats[name + unit] for name in ("acked", "dropped", "dead_lettered")) + backlog
         for unit, backlog in (("", stats["backlog_messages"]), ("_bytes", stats["backlog_bytes"]))
     )
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test with what a kill left in it."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield directory
 
 
 @pytest.fixture

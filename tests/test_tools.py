@@ -10,9 +10,8 @@ import re
 import struct
 import subprocess
 import sys
-import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -70,14 +69,6 @@ while True:
         if batch:
             spool.ack(batch[-1].position)
 """
-
-
-@pytest.fixture(autouse=True)
-def ring_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where rings lie, those of child processes too: on tmpfs, and gone after the test with what a kill left in it."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        monkeypatch.setenv("RUNTIME_DIRECTORY", directory)
-        yield directory
 
 
 @pytest.fixture(scope="module")
