@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent / "native"
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-O2", "-g", "-std=gnu11", "-pthread", "-fvisibility=hidden")
-DIRECTORY_VARIABLE = "CLOUDPUBSUB_BENCH_NATIVE"
+DIRECTORY_VARIABLE = "BENCH_NATIVE_PROGRAMS"
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wmissing-prototypes")
 
 

@@ -81,7 +81,8 @@ def feed(order: dict[str, Any]) -> Sample:
 
 def cloudpubsub_handler(order: dict[str, Any]) -> Sample:
     counter = _Counter(order["messages"])
-    client = connected_client(order, None)
+    # A session that stays would bring what the others were sent between two rounds.
+    client = connected_client(order, None, clean_session=True)
     with Meter() as meter:
         client.subscribe(TOPIC, lambda _: counter.add())
         if order["broker"] != _SOURCE:
