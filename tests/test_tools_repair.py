@@ -34,9 +34,9 @@ from tests.spools import (
     tree,
     values,
 )
-from tests.test_tools import KILLED, Run, original, path, ring_directory, run
+from tests.test_tools import KILLED, Run, original, path, run
 
-__all__ = ["original", "path", "ring_directory", "run"]  # fixtures
+__all__ = ["original", "path", "run"]  # fixtures
 
 BLOCK = 1 << 40
 BY_NAME = {damage.name: damage for damage in DAMAGES}
