@@ -22,8 +22,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
-# Most tests wait for somebody else most of the time; what is in one file stays on one process.
-WORKERS ?= -n 2 --dist loadfile
+# Most tests wait for somebody else most of the time; what is in one file stays on one process.  One that crashes ends the
+# run: with another in its place the run would wait for ever.
+WORKERS ?= -n 2 --dist loadfile --max-worker-restart 0
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
