@@ -29,6 +29,7 @@ from cloudpubsub._ended import ClosedByBroker, Ended, Refused, ended_by
 from cloudpubsub._keep_alive import KeepAlive
 from cloudpubsub._paho import WOULD_BLOCK, BrokerLimits, Control, Stage, waits_for
 from cloudpubsub._report import RateLimitedLog
+from cloudpubsub._spool import CALL
 from cloudpubsub._websocket import WebSocketError
 
 if TYPE_CHECKING:
@@ -101,13 +102,12 @@ class Connection(ABC):
         self._pending: memoryview | None = None  # being written
         self._pending_is_ping = False
         self._read_waits_for_write = False  # TLS may have to write before it can read, a WebSocket to answer
+        self._busy_since_s: float | None = None
         #: Read by any thread.
         self.connects = 0
         self.malformed = 0
         self.last_error = ""
         self.state: LinkState = "idle"
-        #: Since when the thread has been at work without waiting for an event (monotonic); None: it waits.
-        self.busy_since_s: float | None = None
         #: Set at the first connection, or when every address was tried once; `is_up` and `last_error` say which.
         self.first_attempt = threading.Event()
 
@@ -119,6 +119,11 @@ class Connection(ABC):
     @property
     def is_up(self) -> bool:
         return self.state == "up"
+
+    @property
+    def busy_since_s(self) -> float | None:
+        """Since when the thread has been at work without waiting for an event (monotonic); None: it waits."""
+        return self._busy_since_s
 
     @property
     def was_started(self) -> bool:
@@ -133,7 +138,7 @@ class Connection(ABC):
         # The lock: the number of a closed descriptor may be somebody else's file a moment later.
         with self._wake_lock:
             if self._own_wake_fd >= 0:
-                os.eventfd_write(self._own_wake_fd, 1)
+                os.eventfd_write(self._own_wake_fd, CALL)
 
     def hurry(self) -> None:
         """Cut the pause before the next attempt to connect short, also that after an attempt that is being made."""
@@ -215,7 +220,7 @@ class Connection(ABC):
         return True
 
     def _rounds(self, control: Control, now_s: float) -> float:
-        """Do at a stretch what needs no Python, if there is such work.  Returns the time, `now_s` if there was none."""
+        """What needs no Python, and waiting for it, at a stretch.  Returns the time, `now_s` if there is nothing."""
         return now_s
 
     def _patience_s(self) -> float:
@@ -331,14 +336,14 @@ class Connection(ABC):
         poller = select.poll()
         poller.register(self._own_wake_fd, select.POLLIN)
         while not is_over():
-            self.busy_since_s = now_s = time.monotonic()
+            self._busy_since_s = now_s = time.monotonic()
             if now_s >= deadline_s:
                 return
             if now_s >= self._idle_due_s:
                 self._idle_due_s = now_s if self._idle() else now_s + _IDLE_S
-            self.busy_since_s = None
+            self._busy_since_s = None
             if poller.poll((min(deadline_s, self._idle_due_s) - now_s) * 1000 + 1):
-                self.busy_since_s = time.monotonic()
+                self._busy_since_s = time.monotonic()
                 self._clear_wake()
                 self._woken()
 
@@ -424,7 +429,7 @@ class Connection(ABC):
         poller.register(self._own_wake_fd, select.POLLIN)
         poller.register(control.tap, 0)
         while not is_over():
-            self.busy_since_s = now_s = time.monotonic()
+            self._busy_since_s = now_s = time.monotonic()
             if deadline_s is not None and now_s >= deadline_s:
                 return
             if self.is_up:
@@ -440,11 +445,11 @@ class Connection(ABC):
             # What was just written may have been the last thing to wait for, and no event may follow it.
             sleeps = (blocked_on or not self.is_up or self._may_sleep()) and not is_over()
             timeout_ms = self._sleep_ms(now_s, deadline_s, not blocked_on) if sleeps else 0
-            self.busy_since_s = None
+            self._busy_since_s = None
             if sleeps and (patience_s := self._patience_s()) > 0:
                 time.sleep(patience_s)
             events = poller.poll(timeout_ms)
-            self.busy_since_s = time.monotonic()
+            self._busy_since_s = time.monotonic()
             for fd, event in events:
                 if fd == self._own_wake_fd:
                     self._clear_wake()

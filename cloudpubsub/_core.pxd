@@ -6,6 +6,15 @@ cdef extern from "<stdbool.h>" nogil:
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, uint64_t value)
+    int eventfd_read(int fd, uint64_t *value)
+
+# The eventfd of a connection counts two things in one number: in units, that messages came while the log was armed; in
+# these, that its thread is called to other work.
+cdef extern from *:
+    """
+    #define CPS_CALL ((uint64_t)1 << 32)
+    """
+    const uint64_t CPS_CALL
 
 cdef extern from "_status.h" nogil:
     enum cps_status:
@@ -145,7 +154,7 @@ cdef extern from "_log.h" nogil:
         uint64_t sync_interval_ms
         uint64_t sync_bytes
         uint64_t seal_after_ms
-        void (*notify)(void *user) noexcept nogil
+        void (*notify)(void *user, c_bool data_came) noexcept nogil
         void *notify_user
     ctypedef struct cps_opened:
         cps_recovery recovery

@@ -68,8 +68,9 @@ typedef struct cps_log_config { /* strings are borrowed for the call of open onl
     uint64_t sync_interval_ms;
     uint64_t sync_bytes; /* power mode: a group commit at the latest when so many wait for it; 0: no limit */
     uint64_t seal_after_ms; /* how long a full segment may stay unsynced outside power mode */
-    /* Data was published while the reader was armed, a loss waits, or the storage is another way; may be NULL. */
-    void (*notify)(void *user);
+    /* Data was published while the reader was armed (`data_came`), or a loss waits, or the storage is another way; may be
+     * NULL. */
+    void (*notify)(void *user, bool data_came);
     void *notify_user;
 } cps_log_config;
 

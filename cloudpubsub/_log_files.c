@@ -14,7 +14,7 @@ void cps_storage_is(cps_log *log, enum cps_storage storage) {
     bool changes = log->storage != storage;
     log->storage = storage;
     cps_shared_tell_storage(log->home.shared, storage, log->storage_error);
-    if (changes && log->config.notify != NULL) log->config.notify(log->config.notify_user);
+    if (changes && log->config.notify != NULL) log->config.notify(log->config.notify_user, false);
 }
 
 enum cps_storage cps_log_storage(cps_log *log, int *error) {

@@ -176,7 +176,7 @@ void cps_log_lose(cps_log *log, uint64_t first, uint64_t end, uint64_t messages,
     log->ledger_moved = log->ledger_unsaved = true;
     if (!log->checkpoint_timed) (void)pthread_cond_signal(&log->work); /* to have it saved soon */
     log->checkpoint_timed = true;
-    if (log->config.notify != NULL) log->config.notify(log->config.notify_user);
+    if (log->config.notify != NULL) log->config.notify(log->config.notify_user, false);
 }
 
 /* Is something of it on the wire? */
@@ -300,7 +300,7 @@ static void wake(cps_log *log, unsigned due) {
         (void)pthread_cond_signal(&log->work);
         (void)pthread_mutex_unlock(&log->lock);
     }
-    if ((due & (1u << CPS_WAKE_READER)) && log->config.notify != NULL) log->config.notify(log->config.notify_user);
+    if ((due & (1u << CPS_WAKE_READER)) && log->config.notify != NULL) log->config.notify(log->config.notify_user, true);
 }
 
 static CPS_MUST_CHECK enum cps_status refuse(cps_log *log, const cps_message *message, uint64_t *position) {

@@ -52,7 +52,8 @@ _UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
 # broker, which writes one by one, is interrupted rarely.
 _PATIENT_INFLIGHT = 2_000
 _PATIENCE_S = 0.0005
-_STRETCH_MS = 50  # that rounds without Python may last: what Python decides by time can wait for so long
+_STRETCH_MS = 50  # that rounds without Python may last once something has moved, before Python looks at what that means
+_IDLE_MS_MAX = 3_600_000
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 # Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
 # rate, quota, administrative, another server (twice), connection rate, maximum connect time.
@@ -135,6 +136,11 @@ class Publisher(Connection):
         self.resent = 0
         self.unknown_acks = 0
         self.refused = 0
+
+    @property
+    def busy_since_s(self) -> float | None:
+        since_s = self._busy_since_s
+        return None if since_s is None or self._sender.waits else max(since_s, self._sender.woke_ms / 1000)
 
     # ---- connection ----
 
@@ -223,10 +229,11 @@ class Publisher(Connection):
         if not self._is_everyday(now_s) or control.want_write():
             return now_s
         assert control.tap is not None
-        patience_us = int(_PATIENCE_S * 1e6)
-        written, received, settled, error = rounds(
-            self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, _PATIENT_INFLIGHT, patience_us
-        )
+        idle_ms = int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
+        written, received, settled, error, is_called = rounds(
+            self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, idle_ms, _PATIENT_INFLIGHT,
+            int(_PATIENCE_S * 1e6),
+        )  # fmt: skip
         now_s = time.monotonic()
         if written:
             self._alive.sent(now_s)
@@ -247,6 +254,8 @@ class Publisher(Connection):
             raise ended_by(self._inbound)
         if error:
             raise OSError(error, os.strerror(error))
+        if is_called:
+            self._woken()
         return now_s
 
     def _is_everyday(self, now_s: float) -> bool:
@@ -336,6 +345,8 @@ class Publisher(Connection):
     def _may_sleep(self) -> bool:
         if self._stopping or self._dead:
             return True
+        if self._is_everyday(time.monotonic()):
+            return False  # it is `_rounds` that waits
         next_send_s = self._next_send_s()
         if next_send_s > time.monotonic():
             self._sleep_until_s = next_send_s

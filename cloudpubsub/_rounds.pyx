@@ -2,8 +2,9 @@
 """Whole rounds of the publish connection without the GIL: frame, send, receive, settle.
 
 Beside a busy Python thread each return to Python waits for up to the interpreter's switch interval, 5 ms.  A round needs
-nothing of Python while nothing unusual happens, so many of them are done at a stretch; whatever is unusual ends the
-stretch, and the connection's own loop, which knows all cases, goes on from the same state.
+nothing of Python while nothing unusual happens, so many of them are done at a stretch, and what is published on an idle
+link is waited for here, too; whatever is unusual ends the stretch, and the connection's own loop, which knows all cases,
+goes on from the same state.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -48,7 +49,7 @@ cdef struct Stretch:
     uint32_t messages
     uint32_t resume_at  # messages in flight from which on the next are framed
     int error  # errno of the socket; asked again, it would say that all is well
-    bint log_ended, is_blocked, is_over
+    bint log_ended, is_blocked, is_over, is_called
 
 
 cdef uint64_t clock_ms(int clock) noexcept nogil:
@@ -140,27 +141,44 @@ cdef bint receive(Sender sender, int fd, Stretch *stretch) noexcept nogil:
     return True
 
 
-def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint32_t patient_inflight, uint32_t patience_us):
-    """Rounds on a plain, non-blocking socket for at most about `budget_ms` milliseconds, without the GIL.
+cdef bint wait(Sender sender, pollfd *waits, uint64_t until_ms, Stretch *stretch) noexcept nogil:
+    """Until the socket is ready, the log has more, or the owner is called.  Returns whether one of these came."""
+    cdef uint64_t now = clock_ms(CLOCK_MONOTONIC), count = 0
+    cdef int ready
+    waits[0].revents = waits[1].revents = 0
+    sender.waits = True
+    ready = poll(waits, 2, <int>(until_ms - now) if until_ms > now else 0)
+    sender.woke_ms = clock_ms(CLOCK_MONOTONIC)
+    sender.waits = False
+    if ready > 0 and waits[1].revents != 0 and eventfd_read(waits[1].fd, &count) == 0 and count >= CPS_CALL:
+        stretch.is_called = True
+    return ready != 0  # where it failed, the next round is tried at once
 
-    Ends early where there is nothing to do, or something that is not everyday: then what there is to say is still to be
-    had from `take` and `frame`, or, of its end, from the socket.  With `patient_inflight` messages in flight,
-    acknowledgements are left alone for `patience_us` microseconds at a time.  `wake_fd`: readable when the caller is
-    wanted elsewhere.
 
-    Returns (bytes written, bytes received, messages settled, errno of the socket or 0).  For the owner of the
-    connection, where one stream is sent, nothing is held, and no acknowledgement is to be reported.
+def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint32_t idle_ms, uint32_t patient_inflight,
+           uint32_t patience_us):
+    """Rounds on a plain, non-blocking socket, without the GIL.
+
+    They end about `budget_ms` milliseconds after the first byte that went or came; until one does, after `idle_ms`.  They
+    end early for what is not everyday: then what there is to say is still to be had from `take` and `frame`, or, of its
+    end, from the socket.  With `patient_inflight` messages in flight, acknowledgements are left alone for `patience_us`
+    microseconds at a time.  `wake_fd`: the log's eventfd, or a duplicate of it.
+
+    Returns (bytes written, bytes received, messages settled, errno of the socket or 0, whether the owner was called).  For
+    the owner of the connection, where one stream is sent, nothing is held, and no acknowledgement is to be reported.
     """
-    cdef Stretch stretch = [0, 0, 0, 0, RESUME_AT_ONCE, 0, False, False, False]
+    cdef Stretch stretch = [0, 0, 0, 0, RESUME_AT_ONCE, 0, False, False, False, False]
     cdef cps_wire_source source
     cdef pollfd waits[2]
-    cdef uint64_t started = clock_ms(CLOCK_MONOTONIC), now = started
-    cdef bint has_moved
+    cdef uint64_t now = clock_ms(CLOCK_MONOTONIC)
+    cdef uint64_t ends_ms = now + idle_ms
+    cdef bint has_moved, has_news = False
     cdef unsigned idle = 0  # rounds in a row that moved nothing
     sender.unsendable = None
     sender.fill(&source, now, clock_ms(CLOCK_BOOTTIME))
     waits[0].fd, waits[1].fd = fd, wake_fd
     waits[1].events = POLLIN
+    sender.woke_ms = now
     sender.log.enter()
     try:
         with nogil:
@@ -168,7 +186,10 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                 has_moved = frame_and_send(sender, &source, fd, patient_inflight, &stretch)
                 has_moved |= receive(sender, fd, &stretch)
                 now = clock_ms(CLOCK_MONOTONIC)
-                if stretch.is_over or now >= started + budget_ms or sender.unsendable is not None:
+                if has_moved and not has_news:
+                    has_news = True
+                    ends_ms = now + budget_ms
+                if stretch.is_over or stretch.is_called or now >= ends_ms or sender.unsendable is not None:
                     break
                 source.now_ms = now
                 source.boot_ms = clock_ms(CLOCK_BOOTTIME)
@@ -182,14 +203,13 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                 if stretch.resume_at != RESUME_AT_ONCE:
                     stretch.resume_at = RESUME_AT_ONCE  # perhaps the broker waits for more, as we do
                     continue
-                if stretch.log_ended:
-                    break  # who publishes next has to be asked for a call
+                if stretch.log_ended and not sender.log.c_arm():
+                    stretch.log_ended = False  # there is more; framed as soon as the socket has taken the rest
+                    continue
                 waits[0].events = (POLLIN | POLLOUT) if stretch.is_blocked else POLLIN
-                waits[0].revents = waits[1].revents = 0
-                poll(waits, 2, <int>(started + budget_ms - now))  # where it fails, the next round is tried at once
-                if waits[1].revents != 0:
+                if not wait(sender, waits, ends_ms, &stretch):
                     break
     finally:
         sender.log.leave()
         sender.sent_messages += stretch.messages
-    return stretch.written, stretch.received, stretch.settled, stretch.error
+    return stretch.written, stretch.received, stretch.settled, stretch.error, stretch.is_called

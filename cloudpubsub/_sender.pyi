@@ -12,6 +12,8 @@ class Sender(_Inbound):
     framed_bytes: int
     window_full: bool
     unsendable: tuple[int, str] | None
+    waits: bool
+    woke_ms: int
     def __init__(
         self,
         log: Log,

@@ -17,7 +17,7 @@ cdef class Log:
     cdef bint left  # closed while a call hung in the disk
     cdef object idle  # condition: `calls` has fallen to 0
     cdef readonly bint ttl_seen  # a message that expires was appended
-    cdef readonly int wake_fd  # readable when `arm` was called and there is something to read, or a loss waits
+    cdef readonly int wake_fd  # an eventfd; readable when `arm` was called and there is something to read, or a loss waits
     cdef readonly bytes spool_id  # 16 bytes, zeros without a directory
     cdef readonly object found  # dict: what opening found
     cdef object __weakref__
@@ -27,6 +27,7 @@ cdef class Log:
     cdef int leave(self) except -1
     cdef cps_status c_append(self, cps_message *message, cps_patience *patience, uint64_t *position) noexcept nogil
     cdef cps_status c_read(self, size_t max_bytes, cps_batch *batch) noexcept nogil
+    cdef bint c_arm(self) noexcept nogil
     cdef void c_read_done(self, uint64_t consumed) noexcept nogil
     cdef void c_settle(self, uint64_t head, uint64_t messages, uint64_t span_bytes, const cps_loss *ended,
                        size_t n) noexcept nogil

@@ -3,6 +3,8 @@ from typing import Any
 
 from cloudpubsub._message import Message
 
+CALL: int
+
 def crc32c(data: bytes | bytearray | memoryview, start: int = 0) -> int: ...
 
 def shared_slot(page: mmap, at_sequence: int, at_slots: int, words: int) -> bytes: ...

@@ -43,9 +43,12 @@ cdef uint64_t _ms(object seconds) except? 0:
     return <uint64_t>(max(0.0, min(float(seconds), 1e12)) * 1000)
 
 
-cdef void _notify(void *fd) noexcept nogil:
-    eventfd_write(<int><Py_ssize_t>fd, 1)
+cdef void _notify(void *fd, c_bool data_came) noexcept nogil:
+    eventfd_write(<int><Py_ssize_t>fd, 1 if data_came else CPS_CALL)
 
+
+#: What is added to the eventfd of a connection to call its thread.
+CALL = CPS_CALL
 
 _DURABILITY = {"memory": CPS_DURABILITY_MEMORY, "process": CPS_DURABILITY_PROCESS, "power": CPS_DURABILITY_POWER}
 _ON_FULL = {
@@ -371,10 +374,13 @@ cdef class Log:
         self.check()
         cps_log_link(self.log, up)
 
+    cdef bint c_arm(self) noexcept nogil:
+        return cps_log_arm(self.log)
+
     def arm(self):
         """True: there is nothing to read, and `wake_fd` becomes readable with the next message."""
         self.check()
-        return cps_log_arm(self.log)
+        return self.c_arm()
 
     def arm_live(self, bint also_backlog):
         """As `arm`, of the live stream; with `also_backlog` of both."""
@@ -382,9 +388,9 @@ cdef class Log:
         return cps_log_arm_live(self.log, also_backlog)
 
     def wake(self):
-        """Make `wake_fd` readable."""
+        """Make `wake_fd` readable, for a call."""
         if self.wake_fd >= 0:
-            eventfd_write(self.wake_fd, 1)
+            eventfd_write(self.wake_fd, CPS_CALL)
 
     def rewind(self):
         """Reading starts again at the oldest unsettled message."""
@@ -495,6 +501,7 @@ cdef class Log:
         deadline = time.monotonic() + timeout_s
         self.closing = True
         cps_log_shut(self.log)
+        self.wake()  # a reader that waits for messages
         log = self.log
         interrupt = None
         with self.idle:

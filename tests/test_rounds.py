@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -33,10 +33,9 @@ class End:
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
         self.theirs.settimeout(60)
-        self.wake = os.eventfd(0, os.EFD_NONBLOCK)
 
-    def rounds(self, budget_ms: int = LONG_MS) -> tuple[int, int, int, int]:
-        return rounds(self.sender, self.ours.fileno(), self.wake, budget_ms, PATIENT, 500)
+    def rounds(self, budget_ms: int = LONG_MS, idle_ms: int = LONG_MS) -> tuple[int, int, int, int, bool]:
+        return rounds(self.sender, self.ours.fileno(), self.log.wake_fd, budget_ms, idle_ms, PATIENT, 500)
 
     def arrived(self) -> list[Publish]:
         data = self.theirs.recv(1 << 20)
@@ -52,41 +51,111 @@ def end() -> Iterator[End]:
     yield made
     made.ours.close()
     made.theirs.close()
-    os.close(made.wake)
     made.log.close(1.0)
 
 
-def test_a_stretch_ends_when_the_log_does(end: End) -> None:
+class Waiting:
+    """Rounds on a thread of their own, which are waiting when this is made."""
+
+    def __init__(self, end: End, budget_ms: int = LONG_MS, idle_ms: int = LONG_MS) -> None:
+        self._end = end
+        self._result: list[tuple[int, int, int, int, bool]] = []
+        self._thread = threading.Thread(target=lambda: self._result.append(end.rounds(budget_ms, idle_ms)))
+        self._thread.start()
+        self.until_idle()
+
+    def until_idle(self) -> None:
+        deadline_s = time.monotonic() + 60
+        while not self._end.sender.waits:
+            assert time.monotonic() < deadline_s
+
+    def result(self) -> tuple[int, int, int, int, bool]:
+        self._thread.join(60)
+        return self._result[0]
+
+
+def test_a_stretch_ends_a_while_after_the_first_byte(end: End) -> None:
     for number in range(3):
         append(end.log, "t", b"%d" % number)
-    written, received, settled, error = end.rounds()
-    assert written > 0 and (received, settled, error) == (0, 0, 0)
+    written, *rest = end.rounds(20)
+    assert written > 0 and rest == [0, 0, 0, False]
     published = end.arrived()
     assert [one.payload for one in published] == [b"0", b"1", b"2"]
     end.acknowledge(published)
-    assert end.rounds()[1:] == (12, 3, 0)
+    assert end.rounds(20)[1:] == (12, 3, 0, False)
     assert end.log.stats()["acked"] == 3
 
 
-def test_with_a_full_window_it_waits_for_room_and_for_who_calls(end: End) -> None:
+def test_with_nothing_to_do_it_waits_as_long_as_it_may(end: End) -> None:
+    assert end.rounds(LONG_MS, 20) == (0, 0, 0, 0, False)
+    assert end.sender.waits is False and end.sender.woke_ms > 0
+
+
+def test_what_is_published_meanwhile_is_sent_and_settled_at_once(end: End) -> None:
+    waiting = Waiting(end)
+    for number in range(5):
+        append(end.log, "t", b"%d" % number)
+        published = end.arrived()
+        assert [one.payload for one in published] == [b"%d" % number]
+        end.acknowledge(published)
+        end.log.wait_settled(end.log.published() - 1, 60)
+    end.log.wake()
+    assert waiting.result()[1:] == (20, 5, 0, True)
+
+
+def test_who_calls_is_heard_at_once_and_once(end: End) -> None:
+    waiting = Waiting(end)
+    end.log.wake()
+    assert waiting.result() == (0, 0, 0, 0, True)
+    end.log.wake()
+    append(end.log, "t", b"behind the call")
+    written, *_, is_called = end.rounds()
+    assert written > 0 and is_called
+    assert end.rounds(LONG_MS, 20) == (0, 0, 0, 0, False)
+
+
+def test_with_a_full_window_it_waits_for_room(end: End) -> None:
     for number in range(150):
         append(end.log, "t", b"%d" % number)
-    os.eventfd_write(end.wake, 1)
-    end.rounds()
+    waiting = Waiting(end)
     published = end.arrived()
     assert len(published) == 100
     end.acknowledge(published)
-    assert end.rounds()[2] == 100
     assert [one.payload for one in end.arrived()] == [b"%d" % number for number in range(100, 150)]
+    end.log.wake()
+    assert waiting.result()[2] == 100
+
+
+def test_with_a_socket_that_takes_no_more_it_waits_for_that(end: End) -> None:
+    end.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    payload = bytes(4_000)
+    for _ in range(3):
+        append(end.log, "t", payload)
+    waiting = Waiting(end)
+    append(end.log, "t", b"last")
+    waiting.until_idle()
+    data = b""
+    while not data.endswith(b"last"):
+        data += end.theirs.recv(1 << 20)
+    published = [one for one in packets.parse_all(data, 4) if isinstance(one, Publish)]
+    assert [len(one.payload) for one in published] == [4_000, 4_000, 4_000, 4]
+    end.log.wake()
+    assert waiting.result()[4]
+
+
+def test_closing_the_log_ends_it(end: End) -> None:
+    waiting = Waiting(end)
+    assert end.log.close(60) == 0
+    assert waiting.result() == (0, 0, 0, 0, True)
 
 
 def test_what_was_acknowledged_counts_although_sending_has_failed(end: End) -> None:
     append(end.log, "t", b"first")
-    end.rounds()
+    end.rounds(20)
     end.acknowledge(end.arrived())
     append(end.log, "t", b"second")
     end.ours.shutdown(socket.SHUT_WR)
-    assert end.rounds() == (0, 4, 1, errno.EPIPE)
+    assert end.rounds() == (0, 4, 1, errno.EPIPE, False)
     assert end.log.stats()["acked"] == 1
 
 
@@ -100,16 +169,16 @@ def test_a_reset_is_told_by_its_number(end: End) -> None:
         deadline_s = time.monotonic() + 60
         error = 0
         while not error and time.monotonic() < deadline_s:
-            error = rounds(end.sender, ours.fileno(), end.wake, 0, PATIENT, 500)[3]
+            error = rounds(end.sender, ours.fileno(), end.log.wake_fd, LONG_MS, LONG_MS, PATIENT, 500)[3]
         assert error == errno.ECONNRESET
 
 
 def test_what_is_no_acknowledgement_is_left_to_take(end: End) -> None:
     append(end.log, "t", b"first")
-    end.rounds()
+    end.rounds(20)
     (first,) = end.arrived()
     end.theirs.sendall(b"\xd0\x00" + PUBACK + first.packet_id.to_bytes(2, "big"))
-    assert end.rounds()[1:] == (6, 0, 0)
+    assert end.rounds()[1:] == (6, 0, 0, False)
     assert end.sender.take(False)[1] == 1
     assert end.sender.pingresps == 1
 

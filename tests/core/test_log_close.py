@@ -71,7 +71,7 @@ def test_whoever_closed_is_not_told_anything_afterwards(disk: Disk, open_log: Ca
     told: list[int] = []
     settings = {"on_full": "drop_oldest", "spool_bytes_max": 16_384, "segment_bytes": 4096, "durability": "memory"}
     log = open_log()
-    notify = log.ffi.callback("void(void *)", lambda _: told.append(1))
+    notify = log.ffi.callback("void(void *, bool)", lambda *_: told.append(1))
     log.close()
     log = open_log(notify=notify, **settings)
     number = 0
