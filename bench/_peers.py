@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from paho.mqtt.client import Client as PahoClient
@@ -19,6 +22,37 @@ _CONNECT_S = 20.0
 def payload_of(order: dict[str, Any]) -> bytes:
     size: int = order.get("payload_bytes", 64)
     return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+@contextlib.contextmanager
+def busy_thread() -> Iterator[None]:
+    """A Python thread that never waits."""
+    is_over = threading.Event()
+
+    def compute() -> None:
+        while not is_over.is_set():
+            sum(range(100))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """The same in a process of its own, which takes as much of the processors and nothing of the interpreter."""
+    program = "print('.', flush=True)\nwhile True: sum(range(100))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
+            yield
+        finally:
+            process.kill()
 
 
 def connected_client(order: dict[str, Any], spool: str | None, **settings: Any) -> cloudpubsub.Client:

@@ -29,15 +29,15 @@ class Part:
 
 
 def _parts() -> Iterator[Part]:
-    yield Part("enqueue", "Cost of publish()", 7, 45)
-    for broker, rounds, seconds in (("mosquitto", 15, 65), ("rumqttd", 15, 60), ("sink", 7, 45)):
+    yield Part("enqueue", "Cost of publish()", 7, 42)
+    for broker, rounds, seconds in (("mosquitto", 15, 65), ("rumqttd", 15, 60), ("sink", 7, 40)):
         yield Part("end_to_end", f"End to end on {broker}", rounds, seconds, {"broker": broker})
     for broker, rounds, seconds in (("mosquitto", 15, 45), ("rumqttd", 15, 40), ("sink", 3, 20)):
         arguments = {"broker": broker, "tls": True, "own_only": True}
         yield Part("end_to_end", f"End to end on {broker} over TLS", rounds, seconds, arguments, briefly=False)
     for broker, rounds in (("mosquitto", 2), ("sink", 3)):
-        yield Part("sizes", f"Sizes of payloads, on {broker}", rounds, 35, {"broker": broker}, broker == "sink")
-    yield Part("drain", "From the disk to the broker", 3, 20, {"broker": "sink"})
+        yield Part("sizes", f"Sizes of payloads, on {broker}", rounds, 32, {"broker": broker}, broker == "sink")
+    yield Part("drain", "From the disk to the broker", 5, 35, {"broker": "sink"})
     for broker, rounds, seconds in (("source", 5, 15), ("mosquitto", 7, 22), ("rumqttd", 7, 22)):
         yield Part("subscribe", f"To a handler, from {broker}", rounds, seconds, {"broker": broker}, broker == "source")
     yield Part("spill", "To the disk and back", 5, 35)

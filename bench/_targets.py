@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import _harness
+from . import _harness, drain
 from ._harness import Report
 
 Verdict = dict[str, Any]
@@ -133,6 +133,11 @@ def _disk() -> list[Rule]:
             "backlog on the disk to the native sink, 64 B",
             "at least 4 million messages/s",
             lambda r: _at_least(_median(r.get("drain", "sink"), _OWN), 4e6, "{:,.0f}/s"),
+        ),
+        (
+            "the same beside a busy Python thread, of what it is beside a busy process",
+            "at least 80 %",
+            lambda r: _share(r.get("drain", "sink")["ratios"][f"{drain.BESIDE_THREAD} / {drain.BESIDE_PROCESS}"], 0.8),
         ),
         ("memory with a backlog of 10 million messages", "ring + 4 MiB, all resident ring + 8 MiB", memory),
         ("device bytes with a healthy link", "0", healthy),

@@ -4,6 +4,9 @@ A spool is filled without a connection, closed, opened again and connected: mess
 acknowledgement is there, everything in between included.  Beside it the raw sender (packets that were encoded
 beforehand).  The other end is a native sink, which parses and acknowledges and does nothing else.
 
+The same beside a Python thread that computes all the time, and beside a process that does: what the thread costs more
+than the process it costs by holding the interpreter.
+
 Memory: a backlog of millions is published without a connection; how far anonymous and shared memory, and all resident
 memory, have grown since before the client was made.
 """
@@ -11,10 +14,12 @@ memory, have grown since before the client was made.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import re
 import threading
 import time
+from contextlib import AbstractContextManager
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -23,10 +28,11 @@ import cloudpubsub
 
 from . import _brokers, _harness, end_to_end
 from ._harness import TOPIC, Meter, Report, Sample, Subject, check
-from ._peers import payload_of
+from ._peers import busy_process, busy_thread, payload_of
 
 _MODULE = _harness.module_name("drain")
 _OWN, _RAW, _MEMORY = "cloudpubsub", "raw sender", "memory with a backlog"
+BESIDE_THREAD, BESIDE_PROCESS = "cloudpubsub, beside a busy Python thread", "cloudpubsub, beside a busy process"
 _WAIT_S = 120.0
 
 
@@ -51,6 +57,18 @@ def _client(order: dict[str, Any], **settings: Any) -> cloudpubsub.Client:
 
 
 def drain(order: dict[str, Any]) -> Sample:
+    return _drain(order, contextlib.nullcontext())
+
+
+def beside_thread(order: dict[str, Any]) -> Sample:
+    return _drain(order, busy_thread())
+
+
+def beside_process(order: dict[str, Any]) -> Sample:
+    return _drain(order, busy_process())
+
+
+def _drain(order: dict[str, Any], beside: AbstractContextManager[None]) -> Sample:
     n = order["messages"]
     check(_fill(order).close(_WAIT_S) == 0, "not all was saved")
     up_s: list[float] = []
@@ -61,7 +79,7 @@ def drain(order: dict[str, Any]) -> Sample:
         is_up.set()
 
     client = _client(order, on_connect=note)
-    with Meter() as meter:
+    with beside, Meter() as meter:
         client.start()
         check(is_up.wait(_WAIT_S), "no connection")
         lost = client.flush(_WAIT_S)
@@ -95,7 +113,13 @@ def _resident() -> dict[str, int]:
     return {name: int(value) * 1024 for name, value in found}
 
 
-SUBJECTS: dict[str, Subject] = {_OWN: drain, _RAW: end_to_end.raw, _MEMORY: memory}
+SUBJECTS: dict[str, Subject] = {
+    _OWN: drain,
+    BESIDE_THREAD: beside_thread,
+    BESIDE_PROCESS: beside_process,
+    _RAW: end_to_end.raw,
+    _MEMORY: memory,
+}
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -106,6 +130,8 @@ def run(arguments: argparse.Namespace) -> Report:
         same = {**_harness.common_order(arguments), **broker.order, "payload_bytes": payload_bytes, "messages": n}
         subjects = {
             _OWN: same,
+            BESIDE_THREAD: same,
+            BESIDE_PROCESS: same,
             _RAW: {**same, "window": 20_000, "batch": 2_000, "nap_s": 0.0},
             _MEMORY: {**same, "messages": 50_000 if quick else min(10_000_000, 2_000_000_000 // payload_bytes)},
         }
@@ -121,7 +147,7 @@ def run(arguments: argparse.Namespace) -> Report:
         },
         "missing": samples.missing,
         "subjects": _harness.summary(samples),
-        "ratios": _harness.ratios(samples, (_RAW,)),
+        "ratios": _harness.ratios(samples, (_RAW, _OWN, BESIDE_PROCESS)),
     }
 
 
@@ -133,6 +159,12 @@ def show(report: Report) -> str:
     ]
     where = f"{report['parameters']['broker']}, {report['parameters']['payload_bytes']} B"
     text = _harness.table([f"from the disk to {where}", "messages/s, median (min-max)", "CPU s per million"], rows)
+    alone = report["ratios"][f"{BESIDE_THREAD} / {_OWN}"]
+    process = report["ratios"][f"{BESIDE_THREAD} / {BESIDE_PROCESS}"]
+    text += (
+        f"\n\nBeside a busy Python thread: {_harness.bounds(alone)} of what it is alone; "
+        f"{_harness.bounds(process)} of what it is beside a busy process."
+    )
     held = report["subjects"].get(_MEMORY)
     if held is not None:
         text += (

@@ -20,7 +20,7 @@ from typing import Any
 
 from . import _brokers, _harness, _raw
 from ._harness import TOPIC, Meter, Report, Sample, Subject, check
-from ._peers import connected_client, connected_paho
+from ._peers import busy_thread, connected_client, connected_paho
 
 _MODULE = _harness.module_name("latency")
 _PAUSE_S = 0.002
@@ -28,23 +28,6 @@ _LOAD_PER_S = 20_000
 _BURST = 20
 _PARTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _WAYS = ("idle link", "beside a busy thread", "under load")
-
-
-class _Busy:
-    """A Python thread that never waits."""
-
-    def __enter__(self) -> None:
-        self._is_over = False
-        self._thread = threading.Thread(target=self._compute)
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over = True
-        self._thread.join()
-
-    def _compute(self) -> None:
-        while not self._is_over:
-            sum(range(100))
 
 
 def _publish_all(order: dict[str, Any], publish: Callable[[bytes], None]) -> None:
@@ -69,7 +52,7 @@ def _measured(order: dict[str, Any], connect: Callable[[dict[str, Any]], tuple[C
         publish, close = connect({**order, "port": port})
         meter = Meter()
         if order["way"] == "beside a busy thread":
-            with _Busy(), meter:
+            with busy_thread(), meter:
                 _publish_all(order, publish)
         else:
             with meter:

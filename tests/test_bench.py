@@ -88,6 +88,9 @@ def test_subscribe_counts_every_message(broker: str) -> None:
 
 def test_drain_empties_the_backlog_and_looks_at_memory() -> None:
     report = _report("drain")
+    beside = [f"cloudpubsub, beside a busy {what}" for what in ("Python thread", "process")]
+    assert {"cloudpubsub", *beside, "raw sender"} <= set(report["subjects"])
+    assert {f"{beside[0]} / cloudpubsub", " / ".join(beside)} <= set(report["ratios"])
     held = report["subjects"]["memory with a backlog"]
     # The ring has been filled, and the flusher has a buffer; nothing grows with the backlog.
     assert held["anonymous_and_shared_growth_bytes"]["median"] < held["ring_bytes"]["median"] + (16 << 20)
