@@ -52,6 +52,7 @@ _UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
 # broker, which writes one by one, is interrupted rarely.
 _PATIENT_INFLIGHT = 2_000
 _PATIENCE_S = 0.0005
+_REFILL_S = 0.002  # of silence, after which a window is refilled that is not yet an eighth empty
 _STRETCH_MS = 50  # that rounds without Python may last once something has moved, before Python looks at what that means
 _IDLE_MS_MAX = 3_600_000
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
@@ -116,6 +117,10 @@ class Publisher(Connection):
         self._was_established = False
         self._is_plain = False  # the socket is TCP alone, and messages go as they are
         self._window = 0  # messages in flight that options and broker allow
+        # A full window is refilled by the eighth, in one packet of the network rather than in fifty; or when some time
+        # is over: perhaps the broker waits for more, as we do.
+        self._full = 0  # messages that were in flight when it was full; 0: it was not, or is small
+        self._refill_by_s = 0.0
         self._limits = BrokerLimits()
         #: Messages and bytes a second; the rates may be set by any thread.
         self.messages_rate = Bucket(options.max_publish_rate)
@@ -279,6 +284,8 @@ class Publisher(Connection):
             return None
         if self._live_share:
             self._focus()
+        if self.inflight > self._full - self._full // 8 > 0 and now_s < self._refill_by_s:
+            return None
         messages, size = self.messages_rate.available(now_s), self.bytes_rate.available(now_s)
         if messages < 1 or size <= 0:
             return None
@@ -299,6 +306,8 @@ class Publisher(Connection):
         if self._sender.unsendable is not None:
             self._bury_unsendable(*self._sender.unsendable)
         self._note_inflight()
+        self._full = self.inflight if self._sender.window_full and self.inflight >= _PATIENT_INFLIGHT else 0
+        self._refill_by_s = now_s + _REFILL_S
         if self._control_s is not None and self._control_acked_s is None and self.inflight == 0:
             self._suspicion.give_up_control()  # there is no other to stand in for the suspect
             self._end_control()
@@ -378,6 +387,8 @@ class Publisher(Connection):
         # What `_may_sleep` found a moment ago, even if it has passed since.
         times.append(self._sleep_until_s)
         self._sleep_until_s = math.inf
+        if self.inflight < self._full:
+            times.append(self._refill_by_s)
         first_s = min(times)
         return None if first_s == math.inf else first_s
 
@@ -404,6 +415,7 @@ class Publisher(Connection):
     def _note_acked(self) -> None:
         now_s = time.monotonic()
         self._was_acked = True
+        self._refill_by_s = now_s + _REFILL_S
         self._overdue.acked(now_s)
         self.acked.set()
         if self.drain.is_due(now_s):
