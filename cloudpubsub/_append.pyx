@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memchr, memset
 
 from cloudpubsub._core cimport *
 from cloudpubsub._spool cimport Log, check_status
@@ -27,7 +27,7 @@ cdef enum:
 
 cdef const uint8_t *_topic_bytes(object topic, uint16_t *size) except NULL:
     """The UTF-8 bytes of a valid topic, held by `topic`; `check_topic` says what is wrong with any other."""
-    cdef Py_ssize_t n = 0, i
+    cdef Py_ssize_t n = 0
     cdef const char *text = NULL
     cdef bint good = type(topic) is str
     if good:
@@ -35,14 +35,7 @@ cdef const uint8_t *_topic_bytes(object topic, uint16_t *size) except NULL:
             text = PyUnicode_AsUTF8AndSize(topic, &n)
         except UnicodeEncodeError:
             good = False
-    if good and 0 < n <= 65535:
-        for i in range(n):
-            if text[i] == c"+" or text[i] == c"#" or text[i] == 0:
-                good = False
-                break
-    else:
-        good = False
-    if not good:
+    if not good or not 0 < n <= 65535 or memchr(text, c"+", n) or memchr(text, c"#", n) or memchr(text, 0, n):
         check_topic(topic)
         text = PyUnicode_AsUTF8AndSize(topic, &n)  # a subclass of str with a valid topic
     size[0] = <uint16_t>n
