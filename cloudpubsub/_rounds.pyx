@@ -183,16 +183,15 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     try:
         with nogil:
             while True:
+                now = source.now_ms = clock_ms(CLOCK_MONOTONIC)
+                source.boot_ms = clock_ms(CLOCK_BOOTTIME)
                 has_moved = frame_and_send(sender, &source, fd, patient_inflight, &stretch)
                 has_moved |= receive(sender, fd, &stretch)
-                now = clock_ms(CLOCK_MONOTONIC)
                 if has_moved and not has_news:
                     has_news = True
                     ends_ms = now + budget_ms
                 if stretch.is_over or stretch.is_called or now >= ends_ms or sender.unsendable is not None:
                     break
-                source.now_ms = now
-                source.boot_ms = clock_ms(CLOCK_BOOTTIME)
                 if has_moved:
                     idle = 0
                     continue

@@ -103,6 +103,19 @@ def test_what_is_published_meanwhile_is_sent_and_settled_at_once(end: End) -> No
     assert waiting.result()[1:] == (20, 5, 0, True)
 
 
+def test_a_message_was_framed_when_it_was_and_not_when_waiting_began(end: End) -> None:
+    waiting = Waiting(end)
+    later_ms = (time.monotonic() + 0.1) * 1000
+    while time.monotonic() * 1000 < later_ms:
+        pass
+    append(end.log, "t", b"late")
+    end.arrived()
+    end.log.wake()
+    waiting.result()
+    inflight, _, framed_ms, _ = end.sender.inflight()
+    assert inflight == 1 and framed_ms >= int(later_ms)
+
+
 def test_who_calls_is_heard_at_once_and_once(end: End) -> None:
     waiting = Waiting(end)
     end.log.wake()
