@@ -17,7 +17,6 @@ import struct
 import termios
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,8 @@ from cloudpubsub._connection import Connection
 from cloudpubsub._dispatcher import Call, CallEach, Dispatcher
 from cloudpubsub._ended import Ended, Refused, ended_by
 from cloudpubsub._errors import ClosedError, SpoolError
-from cloudpubsub._message import Drop, Message
+from cloudpubsub._message import Message
+from cloudpubsub._notices import Notices
 from cloudpubsub._overdue import Overdue
 from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
 from cloudpubsub._rate import Bucket, Drain
@@ -103,9 +103,7 @@ class Publisher(Connection):
         self._spool_log = log
         self._dispatcher = dispatcher
         self._keep_dead = keep_dead
-        # Reports of dead letters for which the dispatcher had no room.  Nothing is sent or read before they are gone.
-        self._dead: deque[Call] = deque()
-        self._storage = log.storage()[0]  # as last reported
+        self._notices = Notices(log, dispatcher, self._log)
         self._reports = options.on_publish is not None
         self._held: CallEach | None = None  # a report for which the dispatcher had no room
         self._oldest: int | None = None  # position of the oldest message in flight,
@@ -268,7 +266,7 @@ class Publisher(Connection):
         return (
             self._is_plain
             and self._pending is None
-            and not (self._stopping or self._dead or self._refusals or self._suspicion.is_watching)
+            and not (self._stopping or self._notices.wait or self._refusals or self._suspicion.is_watching)
             and self._again_s is None
             and self._control_s is None
             and now_s >= self._read_again_s
@@ -280,7 +278,7 @@ class Publisher(Connection):
 
     def _next_bytes(self) -> memoryview | None:
         now_s = time.monotonic()
-        if self._stopping or self._dead or now_s < self._read_again_s or not self._may_send(now_s):
+        if self._stopping or self._notices.wait or now_s < self._read_again_s or not self._may_send(now_s):
             return None
         if self._live_share:
             self._focus()
@@ -352,7 +350,7 @@ class Publisher(Connection):
         self._overdue.wrote(n, time.monotonic())
 
     def _may_sleep(self) -> bool:
-        if self._stopping or self._dead:
+        if self._stopping or self._notices.wait:
             return True
         if self._is_everyday(time.monotonic()):
             return False  # it is `_rounds` that waits
@@ -451,21 +449,8 @@ class Publisher(Connection):
             self._held = None
         return self._held is None
 
-    def _report_dead(self) -> None:
-        while self._dead and self._dispatcher.put(self._dead[0]):
-            self._dead.popleft()
-
-    def report_rest(self, timeout_s: float) -> None:
-        """When the thread has ended: the reports that still wait, at most `timeout_s` seconds."""
-        deadline_s = time.monotonic() + timeout_s
-        while self._dead and (left_s := deadline_s - time.monotonic()) > 0:
-            if self._dispatcher.put(self._dead[0], left_s):
-                self._dead.popleft()
-        if self._dead:
-            self._log.log(logging.ERROR, "rest", "%d dead letters could not be reported", len(self._dead))
-
     def _wants_to_read(self) -> bool:
-        return self._held is None and not self._dead
+        return self._held is None and not self._notices.wait
 
     def _check(self, now_s: float) -> None:
         if self._oldest is None or not self._wants_to_read():
@@ -528,8 +513,7 @@ class Publisher(Connection):
             return False
         self._keep_dead(message, reason)
         if self._options.on_dead_letter is not None:
-            self._dead.append(Call(self._options.on_dead_letter, message, reason))
-            self._report_dead()
+            self._notices.add(Call(self._options.on_dead_letter, message, reason))
         self._sender.end(position)
         self.acked.set()  # `close` may wait for the last one
         return True
@@ -588,32 +572,9 @@ class Publisher(Connection):
             self._overdue.read_again(time.monotonic())
 
     def report_losses(self) -> None:
-        """Tell about messages that ended without an acknowledgement, and about the storage, since the last call."""
-        self._report_dead()
-        try:
-            self._report_storage()
-            while losses := self._spool_log.take_losses():
-                for loss in losses:
-                    self._report_loss(*loss)
-        except ClosedError:
-            pass  # closed while we hung
+        """Tell what there is to tell since the last call; see `Notices`."""
+        self._notices.give()
 
-    def _report_storage(self) -> None:
-        storage, error = self._spool_log.storage()
-        if storage == self._storage:
-            return
-        self._storage = storage
-        if storage == "ok":
-            self._log.log(logging.INFO, "storage ok", "the storage works again")
-        elif storage == "full":
-            self._log.log(logging.WARNING, "storage full", "the storage is full: the spool's limits refuse more data")
-        else:
-            self._log.log(
-                logging.WARNING, "storage failed", "the storage failed: %s; it is tried again", os.strerror(error)
-            )
-
-    def _report_loss(self, first: int, end: int, count: int, size: int, reason: str) -> None:
-        self._log.log(
-            logging.WARNING, f"loss {reason}", "%d messages lost, positions %d to %d: %s", count, first, end, reason
-        )
-        self._dispatcher.report_drop(Drop(first, end, count, size, reason))
+    def report_rest(self, timeout_s: float) -> None:
+        """When the thread has ended: what still waits to be told, at most `timeout_s` seconds."""
+        self._notices.give_rest(timeout_s)
