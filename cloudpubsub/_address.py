@@ -6,11 +6,9 @@ not even when the URL is so wrong that it is a guess where the password stands.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from urllib.parse import unquote
+from typing import NamedTuple
 
 from cloudpubsub._errors import OptionError
 
@@ -29,8 +27,7 @@ _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:/-]|%[0-9A-Fa-f]{2})*")
 _HOST_MAX = 253
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where a broker listens.  `host` is a name or an IP address without brackets; `port` is 1 to 65,535.
 
     `path` is that of a WebSocket, percent-encoded, and empty where there is none.
@@ -61,8 +58,7 @@ class Address:
         return self.url
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerURL:
+class BrokerURL(NamedTuple):
     """A broker URL taken apart: the address, and the credentials that stood in it, percent-decoded."""
 
     address: Address
@@ -139,6 +135,8 @@ def split_authority(
     host, port = _split_host_port(host_port, default_port, refuse)
     username = password = None
     if at:
+        from urllib.parse import unquote  # rarely needed, and slow to import
+
         user, colon, secret = userinfo.partition(":")
         try:
             username = unquote(user, errors="strict")
@@ -152,6 +150,9 @@ def split_authority(
 
 def _split_host_port(host_port: str, default_port: int | None, refuse: Refuse) -> tuple[str, int]:
     if host_port.startswith("["):
+        import ipaddress
+        from urllib.parse import unquote
+
         host, bracket, port_text = host_port[1:].partition("]")
         if not bracket or (port_text and not port_text.startswith(":")):
             raise refuse("an IPv6 address stands in brackets, as in mqtt://[::1]:1883")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -12,8 +11,7 @@ from typing import Any, Literal
 
 from cloudpubsub._append import Producer, append
 from cloudpubsub._closing import register, unregister
-from cloudpubsub._dead_letters import DeadLetters, dead_letters_bytes
-from cloudpubsub._dispatcher import Call, Dispatcher
+from cloudpubsub._dispatcher import Call, Dispatcher, Handler
 from cloudpubsub._errors import (
     ClosedError,
     ConnectError,
@@ -28,8 +26,6 @@ from cloudpubsub._message import Health, Message, Recovery, Stats
 from cloudpubsub._open import open_log, recovery_of
 from cloudpubsub._options import Options
 from cloudpubsub._properties import UserProperties, encode_user_properties
-from cloudpubsub._publisher import Publisher
-from cloudpubsub._subscriber import Handler, Subscriber
 from cloudpubsub._topic import Matcher, check_filter
 from cloudpubsub.dedupe import MessageId
 
@@ -75,16 +71,23 @@ class Client(Producer):
         if options is not None and (broker is not None or settings):
             raise TypeError("give either options, or broker and settings")
         self.options = options = options if options is not None else Options.build(broker, settings)
-        # A derived id follows the host name; the spool stays whose it was.
-        self._log = open_log(options, identity=None if options.client_id_derived else options.client_id)
         try:
-            self._make_threads(options)
+            self._make_parts(options)
         except BaseException:
-            self._log.close(1.0)
+            if self._log is not None:
+                self._log.close(1.0)
             raise
         register(self)
 
-    def _make_threads(self, options: Options) -> None:
+    def _make_parts(self, options: Options) -> None:
+        # They bring paho, and it brings more than all the rest together: settings, `Spool` and the tools that look into
+        # spools need none of it.  Here, so that nothing is left to be imported by a thread or at exit.
+        from cloudpubsub._dead_letters import DeadLetters, dead_letters_bytes
+        from cloudpubsub._publisher import Publisher
+        from cloudpubsub._subscriber import Subscriber
+
+        # A derived id follows the host name; the spool stays whose it was.
+        self._log = open_log(options, identity=None if options.client_id_derived else options.client_id)
         #: What opening the spool found.
         self.recovery: Recovery = recovery_of(self._log)
         self._pid = os.getpid()
@@ -92,7 +95,7 @@ class Client(Producer):
         self._matcher: Matcher[Handler] = Matcher()
         self._ttl_ms = 0 if options.ttl is None else max(1, int(options.ttl * 1000))
         # Incarnation of the log: what ids begin with.
-        self.spool_id: str = (self._log.spool_id if options.spool is not None else secrets.token_bytes(16)).hex()
+        self.spool_id: str = (self._log.spool_id if options.spool is not None else os.urandom(16)).hex()
         self._dead_letters = DeadLetters(
             options.spool,
             dead_letters_bytes(options.max_spool_bytes, options.max_payload_bytes),

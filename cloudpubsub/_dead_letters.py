@@ -18,7 +18,6 @@ import os
 import threading
 import time
 from collections import deque
-from pathlib import Path
 
 from cloudpubsub._message import Message
 from cloudpubsub._report import RateLimitedLog
@@ -36,7 +35,7 @@ def dead_letters_bytes(max_spool_bytes: int, max_payload_bytes: int) -> int:
     return max(min(_FILE_BYTES, max_spool_bytes // 16), max_payload_bytes * 4 // 3 + _ENVELOPE_BYTES)
 
 
-def append_letter(path: Path, line: bytes, *, is_synced: bool) -> None:
+def append_letter(path: str | os.PathLike[str], line: bytes, *, is_synced: bool) -> None:
     """Write one line at the end of a file, or nothing of it.  OSError."""
     fd = os.open(path, _FLAGS, 0o600)
     try:
@@ -63,7 +62,7 @@ class DeadLetters:
     ) -> None:
         self._is_synced = is_synced
         # An absolute path: the program may change its directory.
-        self._path = None if directory is None else Path(directory).absolute() / "dead-letters.jsonl"
+        self._path = None if directory is None else os.path.join(os.path.abspath(directory), "dead-letters.jsonl")
         self._file_bytes = file_bytes
         self._lock = threading.Lock()  # guards everything below and the file
         self._log = RateLimitedLog(logging.getLogger("cloudpubsub"))
@@ -110,7 +109,7 @@ class DeadLetters:
             letter["user_properties"] = message.user_properties
         return json.dumps(letter).encode() + b"\n"
 
-    def _append(self, path: Path, line: bytes) -> None:
+    def _append(self, path: str, line: bytes) -> None:
         try:
             size = os.stat(path, follow_symlinks=False).st_size
         except FileNotFoundError:

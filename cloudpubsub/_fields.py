@@ -14,7 +14,19 @@ from typing import Any
 
 from cloudpubsub._errors import OptionError
 
-__all__ = ["Callback", "Choice", "Flag", "Integer", "Kind", "Path", "Seconds", "Text", "check_seconds", "setting"]
+__all__ = [
+    "Callback",
+    "Choice",
+    "Flag",
+    "Integer",
+    "Kind",
+    "Path",
+    "ProxyURL",
+    "Seconds",
+    "Text",
+    "check_seconds",
+    "setting",
+]
 
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _TEXT_MAX = 65_535
@@ -189,6 +201,18 @@ class Path(Kind):
         if not isinstance(path, str) or not path or "\0" in path:
             raise self.refuse(name, value)
         return os.path.abspath(path)
+
+
+class ProxyURL(Kind):
+    """The URL of a proxy."""
+
+    allowed = "socks5://[user:password@]host:port, socks4://[user@]host:port or http://[user:password@]host:port"
+
+    def check(self, name: str, value: Any) -> str:
+        from cloudpubsub._proxy import parse_proxy  # with all that connecting takes, only for who has a proxy
+
+        parse_proxy(value, name)
+        return str(value)
 
 
 class Callback(Kind):

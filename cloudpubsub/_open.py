@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudpubsub._errors import SpoolError
@@ -29,13 +28,16 @@ def _ring_directory(given: str | os.PathLike[str] | None) -> str:
     return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/dev/shm"
 
 
-def _make_directory(path: Path) -> None:
+def _make_directory(path: str) -> None:
     """With its parents, and so that it is still there after a power cut."""
-    missing = [one for one in (path, *path.parents) if not one.exists()]
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    missing, above = [], path
+    while not os.path.exists(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    os.makedirs(path, mode=0o700, exist_ok=True)
     for made in missing:
         with contextlib.suppress(OSError):  # a parent that we may not read, or a file system that cannot
-            parent = os.open(made.parent, os.O_RDONLY | os.O_DIRECTORY)
+            parent = os.open(os.path.dirname(made), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(parent)
             finally:
@@ -74,7 +76,7 @@ def open_log(options: Options, *, identity: str | None) -> Log:
     spool = None if options.spool is None else os.path.abspath(options.spool)
     if spool is not None:
         try:
-            _make_directory(Path(spool))
+            _make_directory(spool)
         except OSError as exc:
             raise SpoolError(exc.errno, f"cannot make the spool's directory: {exc.strerror}", spool) from exc
     log = _open(options, spool, identity)

@@ -12,8 +12,6 @@ import importlib
 import logging
 import os
 import re
-import secrets
-import socket
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,9 +19,8 @@ from typing import Any, Literal
 
 from cloudpubsub._address import Address, parse_url, redact
 from cloudpubsub._errors import OptionError
-from cloudpubsub._fields import Callback, Choice, Flag, Integer, Kind, Path, Seconds, Text, setting
+from cloudpubsub._fields import Callback, Choice, Flag, Integer, Kind, Path, ProxyURL, Seconds, Text, setting
 from cloudpubsub._message import Drop, Message, Will
-from cloudpubsub._proxy import ProxyURL
 from cloudpubsub._tls import TLS
 from cloudpubsub.dedupe import MessageId
 
@@ -283,10 +280,10 @@ class Options:
         given: Any = self
         self._set("client_id_derived", given.client_id is None)
         if given.client_id is None:
-            host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0])[:63] or "host"
+            host = re.sub(r"[^A-Za-z0-9-]", "-", os.uname().nodename.partition(".")[0])[:63] or "host"
             # Another spool on this host is another gateway to the broker: one id for both would have them
             # take the connection away from each other for ever.
-            tail = f"{zlib.crc32(os.fsencode(self.spool)):08x}" if self.spool is not None else secrets.token_hex(8)
+            tail = f"{zlib.crc32(os.fsencode(self.spool)):08x}" if self.spool is not None else os.urandom(8).hex()
             self._set("client_id", f"cloudpubsub-{host}-{tail}")
         if given.subscribe_client_id is None:
             self._set("subscribe_client_id", Text().check("subscribe_client_id", self.client_id + "-sub"))

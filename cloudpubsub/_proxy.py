@@ -12,19 +12,16 @@ import importlib
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudpubsub._address import redact, split_authority, split_scheme
 from cloudpubsub._deadline import left_s
 from cloudpubsub._errors import OptionError
-from cloudpubsub._fields import Kind
+from cloudpubsub._fields import ProxyURL
 
-__all__ = ["Proxy", "ProxyError", "ProxyURL", "open_through", "parse_proxy"]
+__all__ = ["Proxy", "ProxyError", "open_through", "parse_proxy"]
 
-_ALLOWED = (
-    "expected socks5://[user:password@]host:port, socks4://[user@]host:port or http://[user:password@]host:port"
-)
+_ALLOWED = f"expected {ProxyURL.allowed}"
 _SOCKS_TEXT_MAX = 127  # bytes of user name, password or host; PySocks says wrongly how long a longer one is
 _ANSWER_MAX = 16 * 1024
 _SHOWN = 80
@@ -37,30 +34,22 @@ class ProxyError(OSError):
         super().__init__(errno.EPROTO, f"proxy {proxy.url}: {text}")
 
 
-@dataclass(frozen=True, slots=True)
-class Proxy:
+class Proxy(NamedTuple):
     """A proxy's URL taken apart; the credentials are percent-decoded and never shown."""
 
     scheme: str
     host: str
     port: int
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
+    username: str | None = None
+    password: str | None = None
 
     @property
     def url(self) -> str:
         """Without credentials."""
         return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
-
-class ProxyURL(Kind):
-    """The URL of a proxy."""
-
-    allowed = _ALLOWED.removeprefix("expected ")
-
-    def check(self, name: str, value: Any) -> str:
-        parse_proxy(value, name)
-        return str(value)
+    def __repr__(self) -> str:
+        return f"Proxy({self.url!r})"
 
 
 def parse_proxy(url: str, name: str = "proxy") -> Proxy:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cloudpubsub._options import Options
     from cloudpubsub._topic import Matcher
 
-__all__ = ["Handler", "Subscriber"]
+__all__ = ["Subscriber"]
 
 _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
 _TAKE = 256  # messages at once, and no more than a share of the queue

@@ -7,11 +7,13 @@ for every connection, so renewed certificates are used without a restart.
 from __future__ import annotations
 
 import os
-import ssl
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cloudpubsub._errors import OptionError, TLSFileError
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["TLS"]
 
@@ -72,6 +74,8 @@ class TLS:
         Raises:
             TLSFileError: A file cannot be read or does not hold what it should; the error names the file.
         """
+        import ssl  # OpenSSL is only for who connects
+
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.insecure:
