@@ -1,12 +1,16 @@
 """How much does it take: on the disk, at import, in memory?
 
-Sizes of what is installed, the time that `import cloudpubsub` takes in a fresh interpreter, and the memory of a process
-whose client is idle: connected to a broker that says nothing more than it has to, with nothing to send.
+Sizes of what is installed; the time that `import cloudpubsub` takes in a fresh interpreter, alone and with a client
+until it is connected; and the memory of a process whose client is idle: connected to a broker that says nothing more
+than it has to, with nothing to send.
+
+All find bytecode, which pip leaves when it installs, and no module that something else has imported before them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import socket
@@ -14,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,13 +32,12 @@ IMPORT = """
 import time
 from resource import RUSAGE_SELF, getrusage
 before, start = getrusage(RUSAGE_SELF), time.perf_counter()
-import MODULE
+CODE
 seconds, after = time.perf_counter() - start, getrusage(RUSAGE_SELF)
 print(1000 * seconds, 1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
 """
 
 IDLE = """
-import sys
 CODE
 fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
 for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem"):
@@ -48,8 +52,12 @@ up = threading.Event()
 client = cloudpubsub.Client(sys.argv[1], client_id="idle", spool=sys.argv[2], on_connect=lambda url: up.set())
 client.start()
 assert up.wait(60)
-assert client.flush(60) == 0
 """
+IMPORTS = {
+    "paho-mqtt": PAHO,
+    "cloudpubsub": "import cloudpubsub",
+    "cloudpubsub, until a client is connected": CLIENT,
+}
 
 
 def _serve(listener: socket.socket) -> None:
@@ -68,21 +76,36 @@ def _serve(listener: socket.socket) -> None:
         threading.Thread(target=talk, args=(connection,), daemon=True).start()
 
 
-def _run(code: str, *arguments: str) -> list[float]:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, timeout=120
-    )
+@contextlib.contextmanager
+def _broker() -> Iterator[str]:
+    """Its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_serve, args=(listener,), daemon=True).start()
+        yield f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _run(template: str, code: str, url: str, bytecode: str) -> list[float]:
+    """What `code` in `template` prints, in a new interpreter that keeps bytecode in that directory."""
+    # Without `site`: an installation for development brings a finder along that imports a part of it beforehand.
+    paths = [str(_directory(name).parent) for name in ("cloudpubsub", "paho")]
+    code = f"import sys\nsys.path[:0] = {paths}\n" + template.replace("CODE", code)
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-IS", "-X", f"pycache_prefix={bytecode}", "-c", code, url, f"{directory}/spool"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     return [float(word) for word in done.stdout.split()]
+
+
+def _directory(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def sizes() -> dict[str, int]:
     """Bytes of the files of both packages that running needs, as they are in a wheel: without what Python caches."""
     found = {}
     for name in ("cloudpubsub", "paho"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.submodule_search_locations
-        (directory,) = list(spec.submodule_search_locations)
-        files = [each for each in Path(directory).rglob("*") if each.is_file() and each.suffix not in LEFT_OUT]
+        files = [each for each in _directory(name).rglob("*") if each.is_file() and each.suffix not in LEFT_OUT]
         found[name] = sum(each.stat().st_size for each in files)
         if name == "cloudpubsub":
             found["cloudpubsub, compiled"] = sum(each.stat().st_size for each in files if each.suffix == ".so")
@@ -91,10 +114,13 @@ def sizes() -> dict[str, int]:
 
 def imports(rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds, of the clock and of the CPU, in turns."""
-    samples: dict[str, list[list[float]]] = {name: [] for name in ("paho.mqtt.client", "cloudpubsub")}
-    for _ in range(rounds):
-        for name, seen in samples.items():
-            seen.append(_run(IMPORT.replace("MODULE", name)))
+    samples: dict[str, list[list[float]]] = {name: [] for name in IMPORTS}
+    with _broker() as url, tempfile.TemporaryDirectory() as bytecode:
+        for number in range(rounds + 1):
+            for name, code in IMPORTS.items():
+                sample = _run(IMPORT, code, url, bytecode)
+                if number > 0:  # the first one compiles
+                    samples[name].append(sample)
     return {
         name: {
             "wall_ms": median(wall for wall, _ in seen),
@@ -109,15 +135,10 @@ def imports(rounds: int) -> dict[str, dict[str, float]]:
 def memory(rounds: int) -> dict[str, dict[str, float]]:
     """KiB of a process: resident in all, and of that anonymous, of files, and in tmpfs (the ring)."""
     found = {}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_serve, args=(listener,), daemon=True).start()
-        url = f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+    with _broker() as url, tempfile.TemporaryDirectory() as bytecode:
         subjects = {"the interpreter": INTERPRETER, "paho-mqtt imported": PAHO, "an idle client": CLIENT}
         for name, code in subjects.items():
-            samples = []
-            for _ in range(rounds):
-                with tempfile.TemporaryDirectory() as directory:
-                    samples.append(_run(IDLE.replace("CODE", code), url, f"{directory}/spool"))
+            samples = [_run(IDLE, code, url, bytecode) for _ in range(rounds + 1)][1:]  # the first one compiles
             columns = zip(*samples, strict=True)
             found[name] = dict(zip(("rss", "anonymous", "files", "shared"), map(median, columns), strict=True))
     return found
