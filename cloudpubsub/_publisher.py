@@ -251,14 +251,14 @@ class Publisher(Connection):
         self._note_inflight(settled > 0)
         if settled:
             self._note_acked()
+        if is_called:
+            self._woken()
         if self._inbound.waiting_bytes():
             self._work_off(control)  # what the broker said before the end, too
         if control.is_closed:
             raise ended_by(self._inbound)
         if error:
             raise OSError(error, os.strerror(error))
-        if is_called:
-            self._woken()
         return now_s
 
     def _is_everyday(self, now_s: float) -> bool:
