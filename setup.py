@@ -59,7 +59,7 @@ HEADERS = (
 )
 
 DECLARATIONS = [
-    f"cloudpubsub/{name}.pxd" for name in ("_core", "_application_message", "_spool", "_link", "_sender")
+    f"cloudpubsub/{name}.pxd" for name in ("_core", "_application_message", "_spool", "_link", "_delivery", "_sender")
 ]
 
 # -g0: the debugging information that Python is often built with would be most of what is installed.
@@ -94,7 +94,7 @@ extensions = [
         extra_compile_args=FLAGS,
         extra_link_args=["-pthread", *ATOMICS],
     )
-    for name in ("_application_message", "_spool", "_append", "_link", "_sender", "_rounds")
+    for name in ("_application_message", "_spool", "_append", "_delivery", "_link", "_sender", "_rounds")
 ]
 
 setup(

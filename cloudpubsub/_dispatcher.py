@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
 
+from cloudpubsub._delivery import Batch, Handling
 from cloudpubsub._errors import WrongThreadError
 from cloudpubsub._message import Drop, Message
 from cloudpubsub._report import DropReports, RateLimitedLog
@@ -27,6 +27,8 @@ _ALWAYS_MAX = 1_000  # changes of state that may wait beyond the capacity
 
 
 Handler = Callable[[Message], object]
+#: Handlers of a message, which of them is next, and what that one raised when it was tried.
+Begun = tuple[Sequence[Handler], int, BaseException | None]
 
 
 class Outcome(Enum):
@@ -63,31 +65,23 @@ class CallEach:
         self.weight = max(1, len(self.values))
 
 
-class Deliver(ABC):
+class Deliver(Batch):
     """Messages to be given to their handlers, one after the other.
 
-    A handler that raises is tried again, the others are not.  `ended` is called once for every message of what `put`
-    accepted, on the dispatcher thread and in order; only what a `stop` that ran out of time abandons is reported on the
-    thread that stopped.  It must be quick.
-
-    Args:
-        messages: Pairs of a message and its packet id.
-        weight: Of all of them in the queue; large messages are to weigh more, so that they cannot take all memory.
+    A handler that raises is tried again, the others are not.  For every message of what `put` accepted that `run` has
+    not seen to the end, `ended` is called once, on the dispatcher thread and in order; only what a `stop` that ran out
+    of time abandons is reported on the thread that stopped.  It must be quick.
     """
 
-    __slots__ = ("messages", "weight")
+    __slots__ = ()
 
-    def __init__(self, messages: Sequence[tuple[Message, int]], weight: int) -> None:
-        self.messages = messages
-        self.weight = weight
-
-    @abstractmethod
     def handlers_of(self, message: Message, packet_id: int) -> Sequence[Handler] | None:
         """On the dispatcher thread, when the turn of this message has come: its handlers, or None to abandon it."""
+        raise NotImplementedError
 
-    @abstractmethod
     def ended(self, message: Message, packet_id: int, outcome: Outcome, error: BaseException | None) -> None:
         """How it ended; `error` is the last exception that a handler raised."""
+        raise NotImplementedError
 
 
 Work = Call | CallEach | Deliver
@@ -138,14 +132,14 @@ class Dispatcher:
         self._load = 0  # sum of the weights in the queue
         self._refused = False  # since on_room was last called
         self._busy = False
-        #: Since when the same handler or callback has been running (monotonic); None: none runs.  Read by any thread.
-        self.busy_since_s: float | None = None
         self._delivering = False
         self._stopping = False
         self._deadline_s: float | None = None  # with _stopping: the end of the time for callbacks
         self._started = False
         # No handler is called any more; also wakes a retry, which sleeps without the lock.
         self._interrupt = threading.Event()
+        # The same, and that drops wait to be told, where it is looked at between two messages.
+        self._handling = Handling()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         #: Exceptions out of handlers (each try counts) and out of callbacks.
         self.handler_errors = 0
@@ -167,6 +161,11 @@ class Dispatcher:
         with self._lock:
             self.callback_errors += 1
         self._log.log(logging.ERROR, f"callback {_name(fn)}", "callback %s raised", _name(fn), exc_info=exc)
+
+    @property
+    def busy_since_s(self) -> float | None:
+        """Since when the same handler or callback has been running (monotonic); None: none runs."""
+        return self._handling.busy_since_s
 
     @property
     def has_ended(self) -> bool:
@@ -231,6 +230,7 @@ class Dispatcher:
         if self._on_drop is None:
             return
         self._drops.add(drop)
+        self._handling.has_drops = True
         with self._lock:
             self._work.notify()
 
@@ -250,7 +250,7 @@ class Dispatcher:
         if self.is_current_thread():
             raise WrongThreadError("a handler or callback cannot wait for the handlers to finish")
         with self._lock:
-            self._interrupt.set()
+            self._no_more_handlers()
             return self._idle.wait_for(lambda: not self._delivering, timeout_s)
 
     def stop(self, timeout_s: float = 5.0) -> bool:
@@ -266,7 +266,7 @@ class Dispatcher:
         with self._lock:
             self._deadline_s = time.monotonic() + timeout_s
             self._stopping = True
-            self._interrupt.set()
+            self._no_more_handlers()
             self._work.notify_all()
             self._room.notify_all()
             started = self._started
@@ -280,9 +280,13 @@ class Dispatcher:
         self._log.flush()
         return ended
 
+    def _no_more_handlers(self) -> None:
+        self._handling.is_interrupted = True
+        self._interrupt.set()
+
     def _run(self) -> None:
         while True:
-            self.busy_since_s = None
+            self._handling.ends()
             with self._lock:
                 self._busy = False
                 if self._delivering:
@@ -300,8 +304,7 @@ class Dispatcher:
             if has_room and self._on_room is not None:
                 self._call(self._on_room, ())
             # One report for each item, so that neither of the two kinds can starve the other.
-            if (drop := self._drops.take()) is not None and self._on_drop is not None:
-                self._call(self._on_drop, (drop,))
+            self._tell_a_drop()
             if item is not None:
                 self._work_off(item)
                 # Else the last message would be kept alive while the queue is empty.
@@ -334,57 +337,84 @@ class Dispatcher:
                     self._idle.notify_all()
                     return
             if isinstance(item, Deliver):
-                for message, packet_id in item.messages:
-                    self._call(item.ended, (message, packet_id, Outcome.ABANDONED, None))
+                while (turn := item.next()) is not None:
+                    item.step()
+                    self._call(item.ended, (*turn, Outcome.ABANDONED, None))
 
     def _work_off(self, item: Work) -> None:
-        self.busy_since_s = time.monotonic()
+        self._handling.begins()
         if isinstance(item, Deliver):
             self._deliver(item)
         elif isinstance(item, CallEach):
             for value in item.values:
                 if self._interrupt.is_set() and self._is_late():
                     break
-                self.busy_since_s = time.monotonic()
+                self._handling.begins()
                 self._call(item.fn, (value,))
         else:
             self._call(item.fn, item.args)
 
     def _deliver(self, item: Deliver) -> None:
-        """What every received message goes through: its cost is that of one message."""
-        is_interrupted = self._interrupt.is_set
-        for message, packet_id in item.messages:
-            outcome, error = Outcome.DONE, None
+        """What every received message goes through; most of them no further than `run`."""
+        while item.next() is not None:
+            begun = None
             try:
+                begun = item.run(self._handling)
+            except BaseException as exc:
+                self._note_raised(item.run, exc)
+            if begun is None:
+                self._tell_a_drop()  # it need not wait for the rest of the batch
+            if item.next() is not None:
+                self._deliver_one(item, begun)
+                self._tell_a_drop()
+
+    def _deliver_one(self, item: Deliver, begun: Begun | None) -> None:
+        """The next message of a batch, whatever happens to it.  `begun`: what `run` says of it."""
+        turn = item.next()
+        assert turn is not None
+        message, packet_id = turn
+        outcome, error = Outcome.DONE, None
+        try:
+            if begun is None:
                 # Also where there is no handler: nothing may be acknowledged behind a message that was abandoned.
-                handlers = None if is_interrupted() else item.handlers_of(message, packet_id)
-                if handlers is None:
+                found = None if self._interrupt.is_set() else item.handlers_of(message, packet_id)
+                if found is None:
                     outcome = Outcome.ABANDONED
-                else:
-                    for handler in handlers:
-                        if is_interrupted():
-                            outcome = Outcome.ABANDONED
-                            break
-                        self.busy_since_s = time.monotonic()
-                        try:
-                            handler(message)
-                        except BaseException as exc:
-                            ended, error = self._try_again(handler, message, exc)
-                            if ended is not Outcome.DONE:
-                                outcome = ended
-                            if ended is Outcome.ABANDONED:
-                                break
-            except BaseException as exc:
-                # Handlers are compared to find them, which is user code too.
-                self.handler_errors += 1
-                outcome, error = Outcome.FAILED, exc
-                self._log.log(logging.ERROR, "begin", "the handlers of a message cannot be told", exc_info=exc)
-            try:
-                item.ended(message, packet_id, outcome, error)
-            except BaseException as exc:
-                self._note_raised(item.ended, exc)
-            if len(self._drops) > 0 and (drop := self._drops.take()) is not None and self._on_drop is not None:
-                self._call(self._on_drop, (drop,))  # they need not wait for the rest of the batch
+                begun = (found or (), 0, None)
+            handlers, first, raised = begun
+            for handler in handlers[first:]:
+                if raised is None:
+                    if self._interrupt.is_set():
+                        outcome = Outcome.ABANDONED
+                        break
+                    raised = self._try(handler, message)
+                if raised is not None:
+                    ended, error = self._try_again(handler, message, raised)
+                    raised = None
+                    if ended is not Outcome.DONE:
+                        outcome = ended
+                    if ended is Outcome.ABANDONED:
+                        break
+        except BaseException as exc:
+            # Handlers are compared to find them, which is user code too.
+            self.handler_errors += 1
+            outcome, error = Outcome.FAILED, exc
+            self._log.log(logging.ERROR, "begin", "the handlers of a message cannot be told", exc_info=exc)
+        item.step()
+        try:
+            item.ended(message, packet_id, outcome, error)
+        except BaseException as exc:
+            self._note_raised(item.ended, exc)
+
+    def _tell_a_drop(self) -> None:
+        self._handling.has_drops = False  # first, so that one which comes now is seen next time
+        if len(self._drops) == 0:
+            return
+        drop = self._drops.take()
+        if len(self._drops) > 0:
+            self._handling.has_drops = True
+        if drop is not None and self._on_drop is not None:
+            self._call(self._on_drop, (drop,))
 
     def _try_again(
         self, handler: Handler, message: Message, error: BaseException
@@ -407,12 +437,20 @@ class Dispatcher:
             if self._interrupt.wait(delay_s):
                 return Outcome.ABANDONED, error
             delay_s = min(_RETRY_DELAY_MAX_S, delay_s * 2)
-            try:
-                handler(message)
+            raised = self._try(handler, message)
+            if raised is None:
                 return Outcome.DONE, error
-            except BaseException as exc:
-                error = exc
+            error = raised
         return Outcome.FAILED, error
+
+    def _try(self, handler: Handler, message: Message) -> BaseException | None:
+        """Call a handler.  Returns what it raised, if it did."""
+        self._handling.begins()
+        try:
+            handler(message)
+        except BaseException as exc:
+            return exc
+        return None
 
     def _call(self, fn: Callable[..., object], args: tuple[object, ...]) -> None:
         try:

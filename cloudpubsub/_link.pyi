@@ -1,6 +1,4 @@
-from collections.abc import Sequence
-
-from cloudpubsub._application_message import Message
+from cloudpubsub._delivery import Batch
 
 PACKET_MAX: int
 FRAME_HEADER_MAX: int
@@ -20,11 +18,7 @@ class _Inbound:
 class Receiver(_Inbound):
     def __init__(self, packet_max: int, level: int = 4) -> None: ...
     def restart(self) -> None: ...
-    def take(
-        self, messages_max: int, weight_max: int
-    ) -> tuple[list[tuple[Message, int]], int, int, bytearray, bool]: ...
-
-def frame_pubacks(ids: Sequence[int]) -> bytes: ...
+    def take(self, batch: Batch, messages_max: int, weight_max: int) -> tuple[int, bytearray, bool]: ...
 
 class Frames:
     has_news: bool

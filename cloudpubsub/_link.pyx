@@ -11,12 +11,12 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memset
 
 from cloudpubsub._application_message cimport Message
 from cloudpubsub._core cimport *
+from cloudpubsub._delivery cimport Batch
 from cloudpubsub._spool cimport check_status
 
 
@@ -99,7 +99,7 @@ cdef class _Inbound:
 
 
 cdef class Receiver(_Inbound):
-    """Subscribe connection: QoS 0 and 1 messages taken out of the stream, PUBACKs framed in batches."""
+    """Subscribe connection: QoS 0 and 1 messages taken out of the stream."""
 
     cdef str topic  # of the last message
     cdef uint32_t topic_bytes
@@ -113,19 +113,19 @@ cdef class Receiver(_Inbound):
         """A new connection begins."""
         self.restart_stream()
 
-    def take(self, size_t messages_max, size_t weight_max):
-        """Work off what was received: at most `messages_max` messages, and none more when they weigh `weight_max`.
+    def take(self, Batch batch not None, size_t messages_max, size_t weight_max):
+        """Work off what was received: at most `messages_max` messages into the batch, and none more when it weighs
+        `weight_max`.
 
-        Returns (list of (Message, packet id), what they weigh, how many are to be acknowledged, control bytes for paho,
-        whether more may wait).  The packet id is 0 for QoS 0.  A message weighs 1, and 1 more for each `WEIGHT_BYTES`
-        of payload.  Raises ValueError if the broker broke the protocol.
+        Returns (how many of them are to be acknowledged, control bytes for paho, whether more may wait).  The packet id is
+        0 for QoS 0.  A message weighs 1, and 1 more for each `WEIGHT_BYTES` of payload.  Raises ValueError if the broker
+        broke the protocol.
         """
         cdef cps_packet packet
         cdef cps_status status = CPS_OK
         cdef bytearray control = bytearray()
-        cdef list messages = []
-        cdef size_t n = 0, weight = 0, acknowledged = 0
-        while n < messages_max and weight < weight_max:
+        cdef size_t acknowledged = 0
+        while batch.count < messages_max and batch.weight < weight_max:
             status = cps_stream_next(self.stream, &packet)
             if status != CPS_OK:
                 break
@@ -134,13 +134,11 @@ cdef class Receiver(_Inbound):
                 continue
             if packet.topic_bytes == 0:
                 raise ValueError("the broker sent a topic alias, which it was not allowed")
-            messages.append((self.message_of(&packet), packet.packet_id))
-            n += 1
-            weight += 1 + packet.payload_bytes // WEIGHT_BYTES
+            batch.add(self.message_of(&packet), packet.packet_id, 1 + packet.payload_bytes // WEIGHT_BYTES)
             acknowledged += packet.packet_id != 0
         if status != CPS_OK and status != CPS_EMPTY:
             raise ValueError("the broker sent what no MQTT broker may send")
-        return messages, weight, acknowledged, control, status == CPS_OK
+        return acknowledged, control, status == CPS_OK
 
     cdef Message message_of(self, const cps_packet *packet):
         # Messages come in runs of one topic.
@@ -155,22 +153,6 @@ cdef class Receiver(_Inbound):
                        None, b"", bool(packet.retain), bool(packet.dup), packet.qos,
                        PyBytes_FromStringAndSize(<const char *>packet.properties, packet.properties_bytes)
                        if packet.properties_bytes else b"")
-
-
-def frame_pubacks(ids):
-    """PUBACK packets for a list of packet ids, in order."""
-    cdef size_t n = len(ids), i, produced
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, n * CPS_WIRE_PUBACK_BYTES)
-    cdef uint16_t *list_of_ids = <uint16_t *>malloc(2 * n + 1)
-    if list_of_ids == NULL:
-        raise MemoryError("no memory for acknowledgements")
-    try:
-        for i in range(n):
-            list_of_ids[i] = ids[i]
-        check_status(cps_wire_puback(<uint8_t *>PyBytes_AS_STRING(out), len(out), list_of_ids, n, &produced))
-    finally:
-        free(list_of_ids)
-    return out
 
 
 cdef class Frames:

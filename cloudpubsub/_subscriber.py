@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cloudpubsub._connection import Connection
-from cloudpubsub._dispatcher import Deliver, Dispatcher, Handler, Outcome
+from cloudpubsub._delivery import BATCH_MAX, PUBACK_BYTES, Handling, Pubacks
+from cloudpubsub._dispatcher import Begun, Deliver, Dispatcher, Handler, Outcome
 from cloudpubsub._ended import Ended
 from cloudpubsub._errors import ClosedError
-from cloudpubsub._link import Receiver, frame_pubacks
+from cloudpubsub._link import Receiver
 from cloudpubsub._message import Message
 from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
 from cloudpubsub._refusal import reason_name
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Subscriber"]
 
 _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
-_TAKE = 256  # messages at once, and no more than a share of the queue
-_TAKE_SHARE = 4
+_TAKE_SHARE = 4  # of the queue that is filled at once
 _FILTERS_A_PACKET = 100
 _SUBACK_FAILURE = 0x80
 _RECEIVE_MAXIMUM = 65_535
@@ -47,13 +46,16 @@ _NO_GENERATION = -1
 class _Batch(Deliver):
     """Received messages on their way to the handlers that they have when their turn comes."""
 
-    __slots__ = ("acks", "generation", "owner")
+    __slots__ = ("generation", "owner")
 
-    def __init__(self, messages: Sequence[tuple[Message, int]], weight: int, owner: Subscriber) -> None:
-        super().__init__(messages, weight)
+    def __init__(self, owner: Subscriber) -> None:
+        super().__init__(matcher=owner._matcher, acks=owner._acks, wake=owner.wake)
         self.owner = owner
         self.generation = owner._generation
-        self.acks = owner._acks
+
+    def run(self, handling: Handling) -> Begun | None:
+        # When it has failed, each message behind is looked at, whether it is to be abandoned.
+        return super().run(handling) if self.generation != self.owner._failed_generation else None
 
     def handlers_of(self, message: Message, packet_id: int) -> Sequence[Handler] | None:
         owner = self.owner
@@ -71,12 +73,7 @@ class _Batch(Deliver):
         finally:
             # Even if the dead letter could not be kept: the messages behind it must not wait for it for ever.
             if packet_id != 0 and outcome is not Outcome.ABANDONED:
-                acks = self.acks
-                acks.append(packet_id)
-                # The owner takes all of them at once.  If an older one is still there after ours went in, it will find
-                # ours too; looking before going in could miss that it has just gone to sleep.
-                if len(acks) == 1:
-                    self.owner.wake()
+                self.acknowledge(packet_id)
 
 
 class Subscriber(Connection):
@@ -107,11 +104,11 @@ class Subscriber(Connection):
         self._on_failed = on_failed
         self._limits = BrokerLimits()
         self._generation = 0  # of the connection; packet ids of an earlier one mean nothing
-        self._take_max = max(1, min(_TAKE, options.handler_queue // _TAKE_SHARE))
+        self._take_max = max(1, min(BATCH_MAX, options.handler_queue // _TAKE_SHARE))
         self._held: _Batch | None = None  # taken from the stream, not yet by the dispatcher
-        # Packet ids to acknowledge on this connection, appended by the dispatcher thread.  Each connection has its own:
-        # an id of an earlier one would acknowledge another message here.
-        self._acks: deque[int] = deque()
+        # To be sent on this connection, put in by the dispatcher thread.  Each connection has its own: an id of an
+        # earlier one would acknowledge another message here.
+        self._acks = Pubacks()
         # Of a connection that is to be closed, because a handler failed for good; set by the dispatcher thread.
         self._failed_generation = _NO_GENERATION
         self._failed_topic = ""
@@ -197,7 +194,7 @@ class Subscriber(Connection):
         self._was_answered = False
         self._generation += 1
         self._held = None
-        self._acks = deque()
+        self._acks = Pubacks()
         self._is_behind = False
         self._packets.clear()
         self._unacknowledged = 0
@@ -297,10 +294,11 @@ class Subscriber(Connection):
     # ---- out: acknowledgements ----
 
     def _next_bytes(self) -> memoryview | None:
-        acks = self._acks
-        ids = [acks.popleft() for _ in range(len(acks))]
-        self._unacknowledged -= len(ids)
-        return memoryview(frame_pubacks(ids)) if ids else None
+        if not len(self._acks):
+            return None
+        packets = self._acks.take()
+        self._unacknowledged -= len(packets) // PUBACK_BYTES
+        return memoryview(packets)
 
     def _wrote(self, n: int) -> None:
         """Nothing is kept: a lost acknowledgement costs a duplicate."""
@@ -322,12 +320,13 @@ class Subscriber(Connection):
         if room == 0:
             self._is_behind = True
             return bytearray(), False
-        messages, weight, acknowledged, control, more = self._receiver.take(self._take_max, room)
+        batch = _Batch(self)
+        acknowledged, control, more = self._receiver.take(batch, self._take_max, room)
         self._is_behind = False
-        if messages:
-            self.received += len(messages)
+        if len(batch) > 0:
+            self.received += len(batch)
             self._unacknowledged += acknowledged
-            self._held = _Batch(messages, weight, self)
+            self._held = batch
         return control, more or self._held is not None
 
     def _hand_over(self) -> bool:

@@ -126,7 +126,10 @@ class Matcher(Generic[T]):
         self._lock = threading.Lock()  # held by changes only: guards _order, _by_filter and the swap of _state
         self._order = 0
         self._by_filter: dict[str, int] = {}
-        self._state: _State[T] = _State(_Node({}, ()))
+        self._state: _State[T]
+        #: What `match` has found since the last change, by topic; to be looked up, not to be changed.
+        self.found: dict[str, tuple[T, ...]]
+        self._swap(_Node({}, ()))
 
     def add(self, topic_filter: str, handler: T) -> bool:
         """Register a handler; the same one twice under one filter counts once.
@@ -224,7 +227,11 @@ class Matcher(Generic[T]):
             else:
                 children.pop(level, None)
             node = _Node(children, above.entries if above is not None else ())
-        self._state = _State(node)
+        self._swap(node)
+
+    def _swap(self, root: _Node[T]) -> None:
+        self._state = _State(root)
+        self.found = self._state.cache
 
 
 def _levels(topic_filter: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cloudpubsub import TLS, Client, Message, Spool, SpoolFull
+from cloudpubsub._delivery import Batch
 from tests.brokers import Broker, Mosquitto, TlsFiles
 from tests.fake_broker import FakeBroker
 from tests.making import Child, Inbox, eventually, send
@@ -59,7 +60,7 @@ def test_the_last_acknowledgement_is_not_waited_behind() -> None:
             client.wait_subscribed(LIMIT)
             subscriber = client._subscriber
             # As when the last handler has just returned; the thread finds it only when it is told to end.
-            subscriber._acks.append(7)
+            Batch(acks=subscriber._acks, wake=lambda: None).acknowledge(7)
             stopping = threading.Thread(target=subscriber.stop, args=(60.0,))
             stopping.start()
             assert script.wait(Puback)[0].packet_id == 7

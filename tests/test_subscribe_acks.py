@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from cloudpubsub import Client, Message
+import pytest
+
+from cloudpubsub import Client, Message, WrongThreadError
 from tests.brokers import Mosquitto
 from tests.making import DEADLINE_S, Gate, Inbox, eventually, receiver, send, url
 from tests.peer import PUBACK, Peer
@@ -56,6 +58,31 @@ def test_messages_without_a_handler_are_acknowledged_in_turn_and_counted() -> No
         assert [packet.id for packet in peer.wait(PUBACK, 4)] == [1, 2, 3, 4]
         assert (client.stats().received, client.stats().unmatched) == (4, 2)
         assert inbox.topics == ["a", "b"]
+        client.close()
+
+
+def test_a_handler_that_ends_its_subscription_gets_nothing_behind_and_all_is_acknowledged() -> None:
+    gate, seen = Gate(), list[bytes]()
+
+    def handler(message: Message) -> None:
+        if not seen:
+            gate(message)  # until all the others have come, many at once
+        seen.append(message.payload)
+        if message.payload == b"500":
+            with pytest.raises(WrongThreadError):
+                client.close()
+            client.unsubscribe("#")
+
+    with Peer() as peer:
+        client = connect(peer, handler)
+        for packet_id in range(1, 1001):
+            peer.publish(packet_id, "t", b"%d" % packet_id)
+        assert gate.entered.wait(DEADLINE_S)
+        eventually(lambda: client.stats().received == 1000)
+        gate.opened.set()
+        assert [packet.id for packet in peer.wait(PUBACK, 1000)] == list(range(1, 1001))
+        assert seen == [b"%d" % packet_id for packet_id in range(1, 501)]
+        assert (client.stats().unmatched, client.stats().handler_errors) == (500, 0)
         client.close()
 
 
