@@ -511,7 +511,8 @@ class Client(Producer):
             self._dispatcher.put_always(Call(self.options.on_disconnect, reason))
 
     def _room_in_dispatcher(self) -> None:
-        self._publisher.wake()
+        if self._publisher.waits_for_room:
+            self._publisher.wake()
         self._subscriber.wake()
 
     def _handler_failed(self, message: Message, error: BaseException | None) -> None:

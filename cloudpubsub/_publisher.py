@@ -443,6 +443,11 @@ class Publisher(Connection):
             )
         self.drain.note(now_s, published, published - backlog)
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether the dispatcher had none for a report.  Read by any thread."""
+        return not self._wants_to_read()
+
     def _report_held(self) -> bool:
         """Give the dispatcher the report that waits.  Returns whether none waits now."""
         if self._held is not None and self._dispatcher.put(self._held):

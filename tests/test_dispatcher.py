@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from cloudpubsub import Client
 from cloudpubsub._dispatcher import Call, CallEach, Deliver, Dispatcher, Handler, Outcome
 from cloudpubsub._errors import WrongThreadError
 from cloudpubsub._message import Drop, Message
@@ -390,3 +391,20 @@ def test_many_producers_lose_nothing(make: Make) -> None:
     assert dispatcher.wait_idle(DEADLINE_S)
     assert sorted(seen) == list(range(2_000))
     assert [n for n in seen if n < 500] == list(range(500))
+
+
+def test_room_wakes_the_publish_connection_only_where_a_report_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, woken = Client("mqtt://127.0.0.1", client_id="c", on_publish=print), list[str]()
+    monkeypatch.setattr(client._publisher, "wake", lambda: woken.append("publish"))
+    monkeypatch.setattr(client._subscriber, "wake", lambda: woken.append("subscribe"))
+    client._room_in_dispatcher()
+    assert woken == ["subscribe"]
+    client._publisher._held = CallEach(print, [1])
+    client._room_in_dispatcher()
+    client._publisher._held = None
+    client._publisher._notices._dead.append(Call(print))
+    client._room_in_dispatcher()
+    client._publisher._notices._dead.clear()
+    assert woken == ["subscribe", "publish", "subscribe", "publish", "subscribe"]
+    monkeypatch.undo()
+    client.close()
