@@ -135,10 +135,13 @@ class Connection(ABC):
 
     def wake(self) -> None:
         """Have `_woken` called soon.  Does nothing when the thread has ended."""
+        self._signal(CALL)
+
+    def _signal(self, value: int) -> None:
         # The lock: the number of a closed descriptor may be somebody else's file a moment later.
         with self._wake_lock:
             if self._own_wake_fd >= 0:
-                os.eventfd_write(self._own_wake_fd, CALL)
+                os.eventfd_write(self._own_wake_fd, value)
 
     def hurry(self) -> None:
         """Cut the pause before the next attempt to connect short, also that after an attempt that is being made."""
@@ -220,7 +223,7 @@ class Connection(ABC):
         return True
 
     def _rounds(self, control: Control, now_s: float) -> float:
-        """What needs no Python, and waiting for it, at a stretch.  Returns the time, `now_s` if there is nothing."""
+        """At a stretch, what needs little Python, and waiting for it.  Returns the time, `now_s` if there is none."""
         return now_s
 
     def _patience_s(self) -> float:

@@ -1,5 +1,6 @@
 # cython: language_level=3, binding=True, embedsignature=True, cdivision=True
-"""Whole rounds of the publish connection without the GIL: frame, send, receive, settle.
+"""Rounds without the GIL: of the publish connection whole ones, in which it frames, sends, receives and settles; of the
+subscribe connection what lies between two batches, in which it sends acknowledgements, waits and receives.
 
 Beside a busy Python thread each return to Python waits for up to the interpreter's switch interval, 5 ms.  A round needs
 nothing of Python while nothing unusual happens, so many of them are done at a stretch, and what is published on an idle
@@ -11,7 +12,11 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, clock_nanosleep, timespec
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+
 from cloudpubsub._core cimport *
+from cloudpubsub._delivery cimport Pubacks
+from cloudpubsub._link cimport _Inbound
 from cloudpubsub._sender cimport TAKE_MAX, Sender
 
 cdef extern from "sys/socket.h" nogil:
@@ -40,6 +45,7 @@ cdef extern from "time.h" nogil:
 
 cdef enum:
     IN_BYTES = 64 * 1024  # read at once
+    AHEAD_BYTES = 512 * 1024  # received before it is worked off
     RESUME_AT_ONCE = 0xFFFFFFFF
     NAPS = 4  # in a row that brought nothing
 
@@ -212,3 +218,58 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
         sender.log.leave()
         sender.sent_messages += stretch.messages
     return stretch.written, stretch.received, stretch.settled, stretch.error, stretch.is_called
+
+
+cdef struct Exchange:
+    size_t written, received
+    int error
+
+
+cdef void receive_all(_Inbound inbound, int fd, Exchange *done) noexcept nogil:
+    cdef uint8_t *at
+    cdef size_t room
+    cdef ssize_t n
+    cdef int yes = 1
+    while done.received < AHEAD_BYTES and cps_stream_space(inbound.stream, IN_BYTES, &at, &room) == CPS_OK:
+        n = recv(fd, at, room, MSG_DONTWAIT)
+        if n < 0 and errno != EAGAIN and errno != EINTR:
+            done.error = errno
+        if n <= 0:
+            break  # of an end without error, the next read hears too
+        cps_stream_commit(inbound.stream, <size_t>n)
+        inbound.received_bytes += <uint64_t>n
+        done.received += <size_t>n
+        if <size_t>n < room:
+            break
+    if done.received > 0:
+        setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof(yes))
+
+
+def exchange(_Inbound inbound not None, Pubacks acks not None, int fd, int wake_fd, int timeout_ms):
+    """Send the acknowledgements that there are, wait for something to come, and receive it, without the GIL.
+
+    Waits on a plain, non-blocking socket at most `timeout_ms` milliseconds, and no longer than until `wake_fd` is readable.
+    Returns (bytes written, what the socket did not take, bytes received, what was read from `wake_fd`, errno of receiving
+    or 0).
+    """
+    cdef Exchange done = [0, 0, 0]
+    cdef bytearray packets = acks.take()
+    cdef const char *out = PyByteArray_AS_STRING(packets)
+    cdef size_t size = PyByteArray_GET_SIZE(packets)
+    cdef ssize_t n
+    cdef uint64_t wakes = 0
+    cdef pollfd waits[2]
+    waits[0].fd, waits[1].fd = fd, wake_fd
+    waits[0].events = waits[1].events = POLLIN
+    waits[0].revents = waits[1].revents = 0
+    with nogil:
+        if size > 0:
+            n = send(fd, out, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n > 0:
+                done.written = <size_t>n  # of an error, who sends the rest hears again
+        if poll(waits, 2, timeout_ms if done.written == size else 0) > 0:
+            if waits[1].revents != 0:
+                eventfd_read(wake_fd, &wakes)
+            if waits[0].revents != 0:
+                receive_all(inbound, fd, &done)
+    return done.written, packets[done.written:], done.received, wakes, done.error

@@ -8,6 +8,7 @@ the broker holds what we cannot take, and the connection is kept alive all the s
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -20,12 +21,14 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from cloudpubsub._connection import Connection
 from cloudpubsub._delivery import BATCH_MAX, PUBACK_BYTES, Handling, Pubacks
 from cloudpubsub._dispatcher import Begun, Deliver, Dispatcher, Handler, Outcome
-from cloudpubsub._ended import Ended
+from cloudpubsub._ended import Ended, ended_by
 from cloudpubsub._errors import ClosedError
 from cloudpubsub._link import Receiver
 from cloudpubsub._message import Message
 from cloudpubsub._paho import BrokerLimits, Control, Stage, open_control
 from cloudpubsub._refusal import reason_name
+from cloudpubsub._rounds import exchange
+from cloudpubsub._spool import CALL
 
 if TYPE_CHECKING:
     from cloudpubsub._options import Options
@@ -35,6 +38,9 @@ __all__ = ["Subscriber"]
 
 _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
 _TAKE_SHARE = 4  # of the queue that is filled at once
+_ACKNOWLEDGE = 1  # added to our eventfd, where a call adds CALL
+_STRETCH_S = 0.05  # that exchanges may last once something moves: the connection's loop decides the rest
+_IDLE_MS_MAX = 3_600_000
 _FILTERS_A_PACKET = 100
 _SUBACK_FAILURE = 0x80
 _RECEIVE_MAXIMUM = 65_535
@@ -49,7 +55,7 @@ class _Batch(Deliver):
     __slots__ = ("generation", "owner")
 
     def __init__(self, owner: Subscriber) -> None:
-        super().__init__(matcher=owner._matcher, acks=owner._acks, wake=owner.wake)
+        super().__init__(matcher=owner._matcher, acks=owner._acks, wake=owner._call_to_acknowledge)
         self.owner = owner
         self.generation = owner._generation
 
@@ -126,6 +132,7 @@ class Subscriber(Connection):
         self._unsubscribing: dict[int, str] = {}
         self._was_answered = False  # a SUBACK or UNSUBACK came on this connection
         self._unacknowledged = 0  # messages of this connection; this thread's own
+        self._is_plain = False  # the socket is TCP alone
         #: Read by any thread.
         self.received = 0
         self.unmatched = 0
@@ -161,6 +168,10 @@ class Subscriber(Connection):
         """Filters that the broker refused, with its reason codes."""
         with self._changed:
             return dict(self._refused)
+
+    def _call_to_acknowledge(self) -> None:
+        """On the dispatcher thread: there are acknowledgements to send, and no more than that."""
+        self._signal(_ACKNOWLEDGE)
 
     def stop(self, timeout_s: float) -> bool:
         with self._changed:
@@ -209,6 +220,8 @@ class Subscriber(Connection):
         if limits.maximum_qos < 1:
             self._log.log(logging.WARNING, "qos", "%s: the broker delivers at QoS 0 alone", self._name)
         self._limits = limits
+        assert control.tap is not None
+        self._is_plain = control.tap.tells_when_empty
         for topic_filter in dropped:
             self._send_unsubscribe(control, topic_filter)
         self._send_subscribe(control, filters, is_again=self._receiver.session_present)
@@ -291,6 +304,52 @@ class Subscriber(Connection):
                 self.last_error = f"subscription to {topic_filter!r} refused: {why}"
                 self._log.log(logging.ERROR, self.last_error, "%s: %s", self._name, self.last_error)
 
+    # ---- at a stretch: acknowledgements out, messages in ----
+
+    def _rounds(self, control: Control, now_s: float) -> float:
+        """What the connection's loop does, in fewer steps, while there is no more to do than exchange and wait."""
+        assert control.tap is not None
+        self._excuse_silence(now_s)
+        idle_ms = int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
+        until_s = math.inf
+        while now_s < until_s and self._is_everyday(control):
+            self._busy_since_s = None
+            written, unsent, received, wakes, error = exchange(
+                self._receiver, self._acks, control.tap.fileno(), self._own_wake_fd, idle_ms
+            )
+            self._busy_since_s = now_s = time.monotonic()
+            until_s = min(until_s, now_s + _STRETCH_S)
+            if written:
+                self._alive.sent(now_s)
+            self._unacknowledged -= (written + len(unsent)) // PUBACK_BYTES
+            if received:
+                self._alive.received(now_s)
+                self._work_off(control)  # what came before the end, too
+            if control.is_closed:
+                break
+            if error:
+                raise OSError(error, os.strerror(error))
+            if unsent:
+                self._pending, self._pending_is_ping = memoryview(unsent), False
+                control.tap.is_writing = True
+            if wakes >= CALL:
+                self._woken()
+                break
+            if not (written or received or wakes):
+                break
+        if control.is_closed:
+            raise ended_by(self._inbound)
+        return now_s
+
+    def _is_everyday(self, control: Control) -> bool:
+        return (
+            self._is_plain
+            and self._pending is None
+            and not (self._stopping or control.is_closed)
+            and self._wants_to_read()
+            and not control.want_write()
+        )
+
     # ---- out: acknowledgements ----
 
     def _next_bytes(self) -> memoryview | None:
@@ -304,11 +363,14 @@ class Subscriber(Connection):
         """Nothing is kept: a lost acknowledgement costs a duplicate."""
 
     def _may_sleep(self) -> bool:
+        self._excuse_silence(time.monotonic())
+        return not self._acks
+
+    def _excuse_silence(self, now_s: float) -> None:
         if self._unacknowledged > 0:
             # A broker whose window to us is full may say nothing more, not even to a ping (rumqttd): it waits for us,
             # and not for longer than the handlers take.
-            self._alive.received(time.monotonic())
-        return not self._acks
+            self._alive.received(now_s)
 
     def _is_drained(self) -> bool:
         return self._pending is None and not self._acks
@@ -327,7 +389,8 @@ class Subscriber(Connection):
             self.received += len(batch)
             self._unacknowledged += acknowledged
             self._held = batch
-        return control, more or self._held is not None
+            self._hand_over()
+        return control, more and self._held is None
 
     def _hand_over(self) -> bool:
         """Give the dispatcher what waits for it.  Returns whether it has all."""

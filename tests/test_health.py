@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cloudpubsub
+from cloudpubsub._rounds import exchange
 from tests.fake_broker import FakeBroker
+from tests.making import url
 from tests.packets import Connack, Publish
+from tests.peer import PUBACK, Peer
 from tests.publishing import LIMIT, client_to, until
 from tests.script import Script
 
@@ -81,3 +85,22 @@ def test_a_thread_that_is_stuck_is_told(tmp_path: Path) -> None:
 def test_a_wrong_limit_is_refused(value: float) -> None:
     with client_to(1, None) as client, pytest.raises(ValueError, match="stuck_after"):
         client.health(value)
+
+
+def test_a_subscribe_thread_is_not_at_work_while_it_waits_for_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    since: list[float | None] = []
+
+    def noting(*args: Any) -> tuple[int, bytearray, int, int, int]:
+        since.append(client._subscriber.busy_since_s)
+        return exchange(*args)
+
+    monkeypatch.setattr("cloudpubsub._subscriber.exchange", noting)
+    with Peer() as peer:
+        client = cloudpubsub.Client(url(peer.port), client_id="c")
+        client.subscribe("t", lambda _: None)
+        with client:
+            client.wait_subscribed(LIMIT)
+            for packet_id in range(1, 6):
+                peer.publish(packet_id, "t", b"")
+            peer.wait(PUBACK, 5)
+    assert set(since) == {None}

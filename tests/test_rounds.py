@@ -1,9 +1,12 @@
-"""Rounds without the GIL, on a pair of sockets: what they leave to Python, and that they say it."""
+"""Rounds and exchanges without the GIL, on a pair of sockets: what they leave to Python, and that they say it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +14,9 @@ from collections.abc import Iterator
 import pytest
 
 from cloudpubsub._append import append
-from cloudpubsub._rounds import rounds
+from cloudpubsub._delivery import Batch, Pubacks
+from cloudpubsub._link import Receiver
+from cloudpubsub._rounds import exchange, rounds
 from cloudpubsub._sender import Sender
 from cloudpubsub._spool import Log
 from tests import packets
@@ -201,3 +206,111 @@ def test_its_time_is_limited(end: End) -> None:
         append(end.log, "t", b"%d" % number)
     assert end.rounds(20)[2] == 0  # the window is full, and nobody answers
     assert len(end.arrived()) == 100
+
+
+class Receiving:
+    """The subscribe connection's end of a socket, and the other one."""
+
+    def __init__(self) -> None:
+        self.receiver = Receiver(1 << 20)
+        self.receiver.restart()
+        self.acks = Pubacks()
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.theirs.settimeout(60)
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def done(self, *ids: int) -> None:
+        batch = Batch(acks=self.acks, wake=lambda: None)
+        for packet_id in ids:
+            batch.acknowledge(packet_id)
+
+    def exchange(self, timeout_ms: int = 0) -> tuple[int, bytearray, int, int, int]:
+        return exchange(self.receiver, self.acks, self.ours.fileno(), self.wake, timeout_ms)
+
+    def messages(self) -> list[bytes]:
+        batch, payloads = Batch(), []
+        self.receiver.take(batch, 256, 1 << 20)
+        while (turn := batch.next()) is not None:
+            payloads.append(turn[0].payload)
+            batch.step()
+        return payloads
+
+
+@pytest.fixture
+def receiving() -> Iterator[Receiving]:
+    made = Receiving()
+    yield made
+    made.ours.close()
+    made.theirs.close()
+    os.close(made.wake)
+
+
+def test_an_exchange_sends_acknowledgements_in_order_and_receives(receiving: Receiving) -> None:
+    assert receiving.exchange() == (0, b"", 0, 0, 0)
+    receiving.done(7, 1, 65535)
+    sent = b"".join(packets.build(Publish("t", b"%d" % number, number), 4) for number in (1, 2))
+    receiving.theirs.sendall(sent)
+    assert receiving.exchange(LONG_MS) == (12, b"", len(sent), 0, 0)
+    assert len(receiving.acks) == 0
+    assert [one.packet_id for one in packets.parse_all(receiving.theirs.recv(100), 4)] == [7, 1, 65535]
+    assert receiving.messages() == [b"1", b"2"]
+
+
+def test_a_call_ends_an_exchange_and_is_told_once(receiving: Receiving) -> None:
+    os.eventfd_write(receiving.wake, 3)
+    assert receiving.exchange(LONG_MS) == (0, b"", 0, 3, 0)
+    assert receiving.exchange() == (0, b"", 0, 0, 0)
+
+
+def test_what_the_socket_does_not_take_comes_back_and_is_not_waited_for(receiving: Receiving) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            receiving.ours.send(bytes(1 << 16))
+    receiving.done(*range(1, 101))
+    written, unsent, received, wakes, error = receiving.exchange(LONG_MS)
+    assert (received, wakes, error) == (0, 0, 0)
+    assert written + len(unsent) == 400
+    assert len(unsent) > 0
+    assert unsent.endswith(PUBACK + b"\x00\x64")
+    assert len(receiving.acks) == 0
+
+
+def test_of_a_broken_connection_what_came_before_is_received(receiving: Receiving) -> None:
+    sent = packets.build(Publish("t", b"last", 1), 4)
+    receiving.theirs.sendall(sent)
+    receiving.theirs.close()
+    receiving.done(9)
+    written, unsent, received, _, error = receiving.exchange(LONG_MS)
+    assert (written, unsent, received, error) == (0, PUBACK + b"\x00\x09", len(sent), 0)
+    assert receiving.messages() == [b"last"]
+    assert receiving.ours.recv(1) == b""  # the end is still to be heard
+
+
+def test_an_error_of_receiving_is_told(receiving: Receiving) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours = socket.create_connection(listener.getsockname())
+    theirs, _ = listener.accept()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()  # with a reset
+    listener.close()
+    ours.setblocking(False)
+    told = exchange(receiving.receiver, receiving.acks, ours.fileno(), receiving.wake, LONG_MS)
+    ours.close()
+    assert told == (0, b"", 0, 0, errno.ECONNRESET)
+
+
+def test_a_flood_is_received_in_parts_that_leave_room_to_work_it_off(receiving: Receiving) -> None:
+    flood = packets.build(Publish("t", bytes(1000), 1), 4) * 2_000
+    feeder = threading.Thread(target=lambda: receiving.theirs.sendall(flood))
+    feeder.start()
+    total, parts = 0, []
+    while total < len(flood):
+        received = receiving.exchange(LONG_MS)[2]
+        assert 0 < received <= 1 << 20
+        parts += receiving.messages()
+        total += received
+    while more := receiving.messages():
+        parts += more
+    feeder.join(60)
+    assert len(parts) == 2_000

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
 from cloudpubsub import Client, ClosedError, TopicError, WaitTimeout
-from tests.making import DEADLINE_S, eventually, url
-from tests.peer import CONNECT, SUBSCRIBE, UNSUBSCRIBE, Peer
+from tests.making import DEADLINE_S, Inbox, eventually, url
+from tests.peer import CONNECT, DISCONNECT, PUBACK, SUBSCRIBE, UNSUBSCRIBE, Peer
 from tests.publishing import until
 
 QUICK = {"reconnect_min": 0.02, "reconnect_max": 0.05}
@@ -91,3 +92,36 @@ def test_waiting_for_a_subscription_ends_with_the_time_limit_and_with_close() ->
     with pytest.raises(ClosedError):
         client.wait_subscribed(DEADLINE_S)
     closing.join(DEADLINE_S)
+
+
+def test_what_is_asked_for_while_messages_stream_is_done_and_the_end_is_a_goodbye() -> None:
+    seen, over = Inbox(), threading.Event()
+
+    def is_answered(sent: int) -> bool:
+        return over.is_set() or len(peer.of_type(PUBACK)) >= sent
+
+    def stream() -> None:
+        sent = 0
+        while not over.is_set():
+            for _ in range(20):
+                sent += 1
+                peer.publish(sent % 60_000 + 1, "t", b"")
+            eventually(partial(is_answered, sent))
+
+    with Peer() as peer:
+        client = Client(url(peer.port), client_id="c", **QUICK)
+        client.subscribe("t", seen)
+        client.start()
+        client.wait_subscribed(DEADLINE_S)
+        streaming = threading.Thread(target=stream)
+        streaming.start()
+        seen.wait(100)
+        client.subscribe("other", print)
+        client.wait_subscribed(DEADLINE_S)
+        client.unsubscribe("other")
+        assert [packet.filters for packet in peer.wait(UNSUBSCRIBE, 1)] == [["other"]]
+        over.set()
+        client.close()
+        peer.wait(DISCONNECT, 2)
+        streaming.join(DEADLINE_S)
+    assert peer.connections == 2
