@@ -119,6 +119,7 @@ class Publisher(Connection):
         # is over: perhaps the broker waits for more, as we do.
         self._full = 0  # messages that were in flight when it was full; 0: it was not, or is small
         self._refill_by_s = 0.0
+        self._waits_to_refill = False  # that, and nothing else, is why nothing is sent
         self._limits = BrokerLimits()
         #: Messages and bytes a second; the rates may be set by any thread.
         self.messages_rate = Bucket(options.max_publish_rate)
@@ -166,6 +167,7 @@ class Publisher(Connection):
     def _restart(self) -> None:
         self._sender.restart()
         self._was_acked = False
+        self._full = 0
         self._again_s = None
         self._control_s = self._control_acked_s = None
         self._overdue.restart(time.monotonic())
@@ -278,11 +280,13 @@ class Publisher(Connection):
 
     def _next_bytes(self) -> memoryview | None:
         now_s = time.monotonic()
+        self._waits_to_refill = False
         if self._stopping or self._notices.wait or now_s < self._read_again_s or not self._may_send(now_s):
             return None
         if self._live_share:
             self._focus()
         if self.inflight > self._full - self._full // 8 > 0 and now_s < self._refill_by_s:
+            self._waits_to_refill = True
             return None
         messages, size = self.messages_rate.available(now_s), self.bytes_rate.available(now_s)
         if messages < 1 or size <= 0:
@@ -385,7 +389,7 @@ class Publisher(Connection):
         # What `_may_sleep` found a moment ago, even if it has passed since.
         times.append(self._sleep_until_s)
         self._sleep_until_s = math.inf
-        if self.inflight < self._full:
+        if self._waits_to_refill and self.inflight < self._full:
             times.append(self._refill_by_s)
         first_s = min(times)
         return None if first_s == math.inf else first_s

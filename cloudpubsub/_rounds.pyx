@@ -205,7 +205,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                 if idle <= NAPS and not stretch.is_blocked and cps_window_inflight_messages(sender.window) >= patient_inflight:
                     nap(patience_us)
                     continue
-                if stretch.resume_at != RESUME_AT_ONCE:
+                if stretch.resume_at != RESUME_AT_ONCE and idle <= NAPS + 1:
                     stretch.resume_at = RESUME_AT_ONCE  # perhaps the broker waits for more, as we do
                     continue
                 if stretch.log_ended and not sender.log.c_arm():

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -31,13 +32,18 @@ PUBACK = b"\x40\x02"
 class End:
     """A sender with its socket, and the other end of that."""
 
-    def __init__(self) -> None:
-        self.log: Log = memory_log()
-        self.sender = Sender(self.log, 100, 1 << 20)
+    def __init__(self, window: int = 100, **settings: Any) -> None:
+        self.log: Log = memory_log(**settings)
+        self.sender = Sender(self.log, window, 1 << 20)
         self.sender.restart()
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
         self.theirs.settimeout(60)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+        self.log.close(1.0)
 
     def rounds(self, budget_ms: int = LONG_MS, idle_ms: int = LONG_MS) -> tuple[int, int, int, int, bool]:
         return rounds(self.sender, self.ours.fileno(), self.log.wake_fd, budget_ms, idle_ms, PATIENT, 500)
@@ -52,11 +58,8 @@ class End:
 
 @pytest.fixture
 def end() -> Iterator[End]:
-    made = End()
-    yield made
-    made.ours.close()
-    made.theirs.close()
-    made.log.close(1.0)
+    with contextlib.closing(End()) as made:
+        yield made
 
 
 class Waiting:
@@ -142,6 +145,21 @@ def test_with_a_full_window_it_waits_for_room(end: End) -> None:
     assert [one.payload for one in end.arrived()] == [b"%d" % number for number in range(100, 150)]
     end.log.wake()
     assert waiting.result()[2] == 100
+
+
+def test_behind_a_large_full_window_it_sleeps_and_hears_who_calls() -> None:
+    with contextlib.closing(End(2 * PATIENT, ring_bytes=1 << 20)) as end:
+        for number in range(3 * PATIENT):
+            append(end.log, "t", b"%d" % number)
+        waiting = Waiting(end)  # the other end reads nothing and says nothing
+        woke_ms = end.sender.woke_ms
+        later_s = time.monotonic() + 0.1
+        while time.monotonic() < later_s:
+            pass
+        assert end.sender.inflight()[0] == 2 * PATIENT
+        assert end.sender.waits and end.sender.woke_ms == woke_ms
+        end.log.wake()
+        assert waiting.result()[1:] == (0, 0, 0, True)
 
 
 def test_with_a_socket_that_takes_no_more_it_waits_for_that(end: End) -> None:
