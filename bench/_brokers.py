@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -226,13 +227,36 @@ def running_peer(
     command = [str(program), str(port), str(messages), str(window), str(payload_bytes)]
     command += [certificate, key] if certificate and key else []
     command += [str(stamps)] if stamps else []
+    with _peer(command) as (_, its_port):
+        yield its_port
+
+
+@contextlib.contextmanager
+def pausing_sink() -> Iterator[tuple[int, Callable[[], AbstractContextManager[None]]]]:
+    """A native sink: its port, and what makes it stand still for as long as that context lasts: the connection stays,
+    and nothing is acknowledged."""
+    with _peer([str(_native.build("peer")), "0", "0", "1", "0"]) as (child, port):
+
+        @contextlib.contextmanager
+        def pause() -> Iterator[None]:
+            child.send_signal(signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                child.send_signal(signal.SIGCONT)
+
+        yield port, pause
+
+
+@contextlib.contextmanager
+def _peer(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert child.stdout is not None
     try:
         line = child.stdout.readline()
         if not line:
             raise RuntimeError("the native peer did not start")
-        yield int(line)
+        yield child, int(line)
     finally:
         child.kill()
         child.wait()

@@ -454,8 +454,9 @@ def main(
     subjects: Mapping[str, Subject],
     run: Callable[[argparse.Namespace], Report],
     show: Callable[[Report], str],
+    keep: Callable[[Report, str], None] | None = None,
 ) -> None:
-    """Be a child that measures one subject, or run the whole benchmark and print its report."""
+    """Be a child that measures one subject, or run the whole benchmark, print its report, and `keep` both."""
     if arguments.one is not None:
         order = json.loads(arguments.one)
         try:
@@ -473,10 +474,11 @@ def main(
         report = run(arguments)
     except Missing as exc:
         raise SystemExit(f"{exc} is missing, without which this cannot be measured") from None
-    if arguments.json:
-        print(json.dumps({"environment": found, **report}, indent=1))
-    else:
-        print(f"{show(report)}{missing_line(report)}\n\n{environment_line(found)}")
+    text = f"{show(report)}{missing_line(report)}\n\n{environment_line(found)}"
+    report = {"environment": found, **report}
+    print(json.dumps(report, indent=1) if arguments.json else text)
+    if keep is not None:
+        keep(report, text)
 
 
 def warn_if_busy(found: Mapping[str, Any]) -> None:

@@ -149,18 +149,18 @@ def _text(everything: dict[str, Any], tables: list[str]) -> str:
 
 def _keep(directory: Path, everything: dict[str, Any], text: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(json.dumps(_rounded(everything), indent=1) + "\n")
+    (directory / "results.json").write_text(json.dumps(rounded(everything), indent=1) + "\n")
     pictures = _plots.draw(everything["benches"], directory)
     links = "\n".join(f"![{title}]({name})" for name, title in pictures)
     (directory / "results.md").write_text(text + (f"\n## Plots\n{links}\n" if links else ""))
 
 
-def _rounded(value: object) -> object:
+def rounded(value: Any) -> Any:
     """Six digits: more is noise."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

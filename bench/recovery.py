@@ -29,40 +29,52 @@ from ._harness import TOPIC, Meter, Report, Sample, Samples, check
 _MODULE = _harness.module_name("recovery")
 _SIZES = (64, 1_024)
 _QUOTA_BYTES = 1 << 40
+_SEGMENT_BYTES = 8 << 20
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 _WRITER = """
 import sys
 from itertools import repeat
 from cloudpubsub import Spool
-path, count, size, quota, topic = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
-spool = Spool(path, max_spool_bytes=quota, segment_bytes=8 << 20, spill_timeout=600)
+path, topic, count, size, quota, segment_bytes, synced = *sys.argv[1:3], *map(int, sys.argv[3:])
+spool = Spool(path, max_spool_bytes=quota, segment_bytes=segment_bytes, spill_timeout=600)
 append, payload = spool.append, bytes(size)
 for _ in repeat(None, count):
     append(topic, payload)
+if synced:
+    spool.sync(600)
 print("appended", flush=True)
 sys.stdin.readline()
 spool.close(600)
 """
 
 
-def opening(order: dict[str, Any]) -> Sample:
+def opened(order: dict[str, Any]) -> tuple[cloudpubsub.Spool, Sample]:
+    settings = {"max_spool_bytes": _QUOTA_BYTES, "segment_bytes": order.get("segment_bytes", _SEGMENT_BYTES)}
     with Meter() as meter:
-        spool = cloudpubsub.Spool(order["path"], max_spool_bytes=_QUOTA_BYTES, segment_bytes=8 << 20, spill_after=3600)
+        spool = cloudpubsub.Spool(order["path"], spill_after=3600, **settings)
     found = spool.recovery
     check(found.records == order["messages"], f"{found.records} of {order['messages']} records found")
     check(found.damaged_ranges == 0, f"{found.damaged_ranges} damaged ranges")
-    sample = meter.sample(
+    return spool, meter.sample(
         order["messages"], opening_s=meter.seconds, mib_read=found.bytes_read / 2**20, segments=found.segments
     )
+
+
+def opening(order: dict[str, Any]) -> Sample:
+    _spool, sample = opened(order)
     # Without a goodbye, so that the next one finds the same: a killed process's spool stays one.
     print(json.dumps(asdict(sample)), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def _write(path: Path, messages: int, size: int, killed: bool) -> None:
-    command = [sys.executable, "-c", _WRITER, str(path), str(messages), str(size), str(_QUOTA_BYTES), TOPIC]
+def write(
+    path: Path, messages: int, size: int, *, killed: bool, segment_bytes: int = _SEGMENT_BYTES, synced: bool = False
+) -> None:
+    """Make a backlog of so many messages, in another process.  `synced`: it waits for the disk before it ends."""
+    numbers = (messages, size, _QUOTA_BYTES, segment_bytes, int(synced))
+    command = [sys.executable, "-c", _WRITER, str(path), TOPIC, *map(str, numbers)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdin is not None and writer.stdout is not None
         check(writer.stdout.readline() == b"appended\n", "the writer failed")
@@ -73,7 +85,7 @@ def _write(path: Path, messages: int, size: int, killed: bool) -> None:
 
 
 @contextlib.contextmanager
-def _ring_directory() -> Iterator[None]:
+def ring_directory() -> Iterator[None]:
     """What killed processes leave in tmpfs goes, too."""
     if not os.access("/dev/shm", os.W_OK):
         yield
@@ -116,12 +128,12 @@ def run(arguments: argparse.Namespace) -> Report:
     samples = Samples()
     for size in _SIZES:
         for ending in ("closed", "killed"):
-            with _ring_directory(), tempfile.TemporaryDirectory(
+            with ring_directory(), tempfile.TemporaryDirectory(
                 prefix="cloudpubsub-bench-", dir=arguments.directory
             ) as directory:
                 path = Path(directory) / "spool"
                 _harness.note_to_stderr(f"{messages:,} records of {size} B, {ending}")
-                _write(path, messages, size, ending == "killed")
+                write(path, messages, size, killed=ending == "killed")
                 for cache in ("warm", "cold"):
                     if cache == "cold" and not _forget_pages():
                         _harness.note_to_stderr("the page cache cannot be emptied: as root only")
@@ -130,7 +142,7 @@ def run(arguments: argparse.Namespace) -> Report:
                     samples.setdefault(f"{size} B, {ending}, {cache}", []).append(sample)
                     if ending == "closed":
                         # Killed by now; a clean end again, for the next one.
-                        with cloudpubsub.Spool(path, max_spool_bytes=_QUOTA_BYTES, segment_bytes=8 << 20):
+                        with cloudpubsub.Spool(path, max_spool_bytes=_QUOTA_BYTES, segment_bytes=_SEGMENT_BYTES):
                             pass
     return {
         "bench": "recovery",

@@ -36,15 +36,15 @@ _PERCENTILES = ("p50_us", "p99_us", "p99.9_us", "max_us")
 
 def spill(order: dict[str, Any]) -> Sample:
     n, payload = order["messages"], bytes(order["payload_bytes"])
-    client = _offline(order)
-    publish, before = client.publish, _io_bytes()
+    client = offline(order)
+    publish, before = client.publish, io_bytes()
     with Meter() as meter:
         for _ in repeat(None, n):
             publish(TOPIC, payload)
     began_s = time.perf_counter()
     unsaved = client.close(60.0)
     total_s = meter.seconds + time.perf_counter() - began_s
-    after, stats = _io_bytes(), client.stats()
+    after, stats = io_bytes(), client.stats()
     check(unsaved == 0, f"{unsaved} were not saved")
     check(stats.published == n and stats.dropped == 0, f"{stats.published} published, {stats.dropped} dropped")
     check(stats.backlog_messages == n, f"{stats.backlog_messages} in the backlog")
@@ -59,7 +59,7 @@ def spill(order: dict[str, Any]) -> Sample:
 def steady(order: dict[str, Any]) -> Sample:
     """How long calls take while the disk is written at half the rate of which it is capable."""
     n, payload = order["messages"], bytes(order["payload_bytes"])
-    client = _offline(order)
+    client = offline(order)
     publish, clock = client.publish, time.perf_counter_ns
     for _ in repeat(None, n):  # at full speed
         publish(TOPIC, payload)
@@ -110,13 +110,13 @@ def plain_file(order: dict[str, Any]) -> Sample:
     n, size = order["messages"], order["payload_bytes"]
     chunk = bytes(_CHUNK_BYTES)
     count = -(-n * (size + len(TOPIC)) // len(chunk))
-    before = _io_bytes()
+    before = io_bytes()
     fd = os.open(Path(order["directory"]) / "plain", os.O_WRONLY | os.O_CREAT, 0o600)
     with Meter() as meter:
         for _ in repeat(None, count):
             check(os.write(fd, chunk) == len(chunk), "a short write")
     os.close(fd)
-    after = _io_bytes()
+    after = io_bytes()
     return meter.sample(
         n,
         with_close_per_second=n / meter.seconds,
@@ -127,11 +127,11 @@ def plain_file(order: dict[str, Any]) -> Sample:
 
 def replay(order: dict[str, Any]) -> Sample:
     n, payload = order["messages"], bytes(range(64)) * (order["payload_bytes"] // 64)
-    client = _offline(order)
+    client = offline(order)
     for _ in repeat(None, n):
         client.publish(TOPIC, payload)
     check(client.close(60.0) == 0, "the backlog was not saved")
-    client = _offline(order)
+    client = offline(order)
     check(client.recovery.records == n, f"{client.recovery.records} of {n} were found again")
     sender = Sender(client._log, 65_534, 1 << 30)
     sender.restart()
@@ -177,14 +177,14 @@ def _acknowledge(packets: memoryview, messages: int, payload: bytes) -> bytearra
     return acks
 
 
-def _offline(order: dict[str, Any]) -> cloudpubsub.Client:
+def offline(order: dict[str, Any]) -> cloudpubsub.Client:
     """A client that is never started."""
     logging.getLogger("cloudpubsub").setLevel(logging.ERROR)
     settings = {"ring_bytes": _RING_BYTES, "max_spool_bytes": 8 << 30, **order.get("settings", {})}
     return cloudpubsub.Client("mqtt://127.0.0.1:1", client_id="bench", spool=order["directory"], **settings)
 
 
-def _io_bytes() -> dict[str, int]:
+def io_bytes() -> dict[str, int]:
     """This process's account at the kernel: `wchar` handed to writing calls, `write_bytes` for the device."""
     text = Path("/proc/self/io").read_text()
     return {name: int(value) for name, value in re.findall(r"^(\w+): (\d+)$", text, re.M)}
