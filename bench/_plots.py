@@ -10,6 +10,7 @@ from . import _harness
 from ._harness import Report
 
 _COLOURS = {"cloudpubsub": "#0b6e99", "raw sender": "#8a8a8a", "bare socket": "#8a8a8a", "paho-mqtt": "#d9730d"}
+_KNOB_COLOURS = ("#0b6e99", "#d9730d", "#4d8b31", "#8a4fa3")
 
 
 def draw(reports: Sequence[Report], directory: Path) -> list[tuple[str, str]]:
@@ -28,6 +29,7 @@ def draw(reports: Sequence[Report], directory: Path) -> list[tuple[str, str]]:
         ("throughput.svg", "Throughput over payload size", _throughput),
         ("latency.svg", "Latency of publish()", _latency),
         ("outage.svg", "Timeline of an outage", _outage),
+        ("knobs.svg", "What each setting does", _knobs),
     ):
         figure = make(reports)
         if figure is not None:
@@ -133,3 +135,81 @@ def _outage(reports: Sequence[Report]) -> Any:
         for axis in (rate, backlog, memory):
             axis.axvspan(down[0], down[-1], color="#c0392b", alpha=0.1, linewidth=0)
     return figure
+
+
+def _knobs(reports: Sequence[Report]) -> Any:
+    """A row for each knob, or more where it has many panels."""
+    report = next((one for one in reports if one["bench"] == "knobs"), None)
+    if report is None:
+        return None
+    panels = [(curve, panel) for curve in report["curves"] for panel in curve["panels"]]
+    columns = 3
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(4 * columns, 2.7 * rows, rows=rows, columns=columns)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (curve, panel) in zip(axes.flat, panels, strict=False):
+        _knob_panel(axis, curve, panel, report["subjects"])
+    return figure
+
+
+def _knob_panel(axis: Any, curve: dict[str, Any], panel: dict[str, Any], subjects: dict[str, Any]) -> None:
+    colours = iter(_KNOB_COLOURS)
+    colour = ""
+    for line in panel["lines"]:
+        places = [x for x, _ in line["points"]]
+        found = [subjects[name][line["key"]] for _, name in line["points"]]
+        low, high = [one["min"] for one in found], [one["max"] for one in found]
+        medians = [one["median"] for one in found]
+        if len(places) == 1:  # of the line before it
+            error = [[medians[0] - low[0]], [high[0] - medians[0]]]
+            axis.errorbar(places, medians, error, fmt="*", color=colour, markersize=8, label=line["label"], zorder=3)
+            continue
+        colour = next(colours)
+        axis.plot(places, medians, "o-", label=line["label"], color=colour, markersize=3)
+        axis.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    axis.set_title(panel["label"], fontsize=9)
+    axis.set_xlabel(curve["knob"])
+    lowest = [subjects[name][line["key"]]["min"] for line in panel["lines"] for _, name in line["points"]]
+    _scale(axis, lowest, panel["log"])
+    values = list(dict.fromkeys(x for line in panel["lines"] for x, _ in line["points"]))
+    if curve["default"] in values:
+        axis.axvline(curve["default"], color="#444444", linewidth=0.8, linestyle=":")
+    if values and not isinstance(values[0], str):
+        is_bytes = "bytes" in curve["knob"]
+        axis.set_xscale("log", base=2 if is_bytes else 10)
+        axis.set_xticks(values, [_short(x) if is_bytes else f"{x:,}" for x in values], rotation=30)
+        axis.minorticks_off()
+    else:
+        axis.tick_params(axis="x", labelrotation=30)
+    if len(panel["lines"]) > 1:
+        axis.legend(fontsize=7)
+
+
+def _scale(axis: Any, lowest: Sequence[float], log: bool) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    above = [value for value in lowest if value > 0]
+    if log and len(above) == len(lowest):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        if log and above:
+            axis.set_yscale("symlog", linthresh=min(above))  # linear below the smallest that is not 0
+        axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _: _number(value))
+
+
+def _number(value: float) -> str:
+    for unit, factor in (("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g}{unit}"
+    return f"{value:g}"
+
+
+def _short(size_bytes: int) -> str:
+    for unit, factor in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes >= factor:
+            return f"{size_bytes // factor} {unit}"
+    return f"{size_bytes} B"

@@ -45,7 +45,10 @@ def _is_sane(report: dict[str, Any]) -> None:
         assert times["min"] <= times["low95"] <= times["median"] <= times["high95"] <= times["max"], name
 
 
-@pytest.mark.parametrize("module", ["bench", "bench.footprint", *(f"bench.{name}" for name in _suite.QUESTIONS)])
+_ALONE = ("bench", "bench.footprint", "bench.knobs")
+
+
+@pytest.mark.parametrize("module", [*_ALONE, *(f"bench.{name}" for name in _suite.QUESTIONS)])
 def test_each_explains_itself(module: str) -> None:
     assert "--quick" in _run(module, "--help")
 
