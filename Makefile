@@ -120,7 +120,8 @@ lint: $(VENV)/.test
 	@$(BIN)/ruff check .
 	$(BIN)/mypy
 	checked=""
-	for compiler in gcc clang; do
+	# The last one, where it is, sees what is wrong with 32 bits.
+	for compiler in gcc clang arm-linux-gnueabihf-gcc; do
 	    if type -P $$compiler >/dev/null; then
 	        echo "C core with $$compiler"
 	        CC=$$compiler CLOUDPUBSUB_STRICT=1 $(BIN)/python setup.py -q build_clib --force \

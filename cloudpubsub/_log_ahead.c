@@ -55,8 +55,9 @@ static void take_first(cps_log *log) {
     if (gone.sent > s->sent_max) s->sent_max = gone.sent;
     if (log->ahead_dup_below[0] > log->dup_below) log->dup_below = log->ahead_dup_below[0];
     s->ahead_count--;
-    memmove(&s->ahead[0], &s->ahead[1], s->ahead_count * sizeof s->ahead[0]);
-    memmove(&log->ahead_dup_below[0], &log->ahead_dup_below[1], s->ahead_count * sizeof log->ahead_dup_below[0]);
+    const size_t left = (size_t)s->ahead_count;
+    memmove(&s->ahead[0], &s->ahead[1], left * sizeof s->ahead[0]);
+    memmove(&log->ahead_dup_below[0], &log->ahead_dup_below[1], left * sizeof log->ahead_dup_below[0]);
 }
 
 /* Segments that lie in a range go before their turn. */
