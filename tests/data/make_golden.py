@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cloudpubsub import Options
+from cloudpubsub import Options, _append
 from cloudpubsub._open import open_log
 from cloudpubsub._spool import Log
 
@@ -47,7 +47,7 @@ def open_spool() -> Log:
 
 
 def append(log: Log, topic: str, payload: bytes, userdata: bytes = b"", retain: bool = False) -> Entry:
-    position = log.append(topic, payload, retain, userdata)
+    position = _append.append(log, topic, payload, retain, userdata)
     return {
         "position": position,
         "topic": topic,
