@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import trustme
 
@@ -18,6 +19,12 @@ from tests.more_brokers import Nats, nats_path, rabbitmq_path
 
 # A run in the background of a shell ignores Ctrl-C, and so would every process under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+EMULATED = bool(os.environ.get("TESTS_EMULATED"))
+if EMULATED:  # which is slow
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("emulated", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("emulated")
 
 # Debian's packages, and whether they are installed.
 _PACKAGES = {"mosquitto": mosquitto_path, "nats-server": nats_path, "rabbitmq-server": rabbitmq_path}
@@ -51,9 +58,10 @@ def _without(package: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not os.environ.get("CLOUDPUBSUB_EMULATED"):
+    if not EMULATED:
         return
     for item in items:
+        item.add_marker(pytest.mark.timeout(1200), append=False)  # before what a test says of itself
         for mark in item.iter_markers("native"):
             item.add_marker(pytest.mark.skip(reason=f"under qemu: {mark.args[0]}"))
 

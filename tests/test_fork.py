@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 NOBODY = 1  # a port where nobody listens
 KIB = 1024
 WILL = {"topic": "status", "payload": "gone"}
+KEEPS_MAPPINGS = "it does not pass MADV_DONTFORK on, so a child keeps the mapping of the ring, and the lock on its file"
 SMALL = {"ring_bytes": 64 * KIB, "segment_bytes": 64 * KIB}
 
 # ---- children ----
@@ -401,6 +402,7 @@ def test_workers_forked_before_anything_is_open_have_a_spool_each(rumqttd: Rumqt
         assert sorted(collector.arrivals()) == list(range(300))
 
 
+@pytest.mark.native(KEEPS_MAPPINGS)
 def test_a_child_has_no_file_of_the_spool_and_no_ring(tmp_path: Path) -> None:
     def held() -> list[str]:
         files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
@@ -430,6 +432,7 @@ def test_a_grandchild_keeps_the_files_of_the_child(tmp_path: Path) -> None:
         assert in_child(closed_in_its_child) == []
 
 
+@pytest.mark.native(KEEPS_MAPPINGS)
 @pytest.mark.parametrize("count", [10, 2_000], ids=["in_the_ring", "on_the_disk_too"])
 def test_all_is_there_after_kill_9_though_a_child_lives(tmp_path: Path, count: int) -> None:
     spool = tmp_path / "spool"
@@ -442,6 +445,7 @@ def test_all_is_there_after_kill_9_though_a_child_lives(tmp_path: Path, count: i
         os.kill(child, 0)  # it lives
 
 
+@pytest.mark.native(KEEPS_MAPPINGS)
 @pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
 def test_the_broker_sees_the_death_of_the_parent_though_a_child_lives(
     tls_files: TlsFiles, tmp_path: Path, scheme: str
@@ -521,6 +525,7 @@ def test_a_child_forked_while_a_spool_that_had_no_time_was_being_saved_does_not_
         assert spool.stats()["backlog_messages"] == 25_000
 
 
+@pytest.mark.native(KEEPS_MAPPINGS)
 def test_children_forked_while_the_spool_was_opening_do_not_keep_it(tmp_path: Path) -> None:
     for attempt in range(5):  # a fork falls into the moment that counts in most of them
         with Child(FORKS_WHILE_OPENING, tmp_path / str(attempt), PYTHONWARNINGS=FORK_IS_MEANT) as process:
