@@ -3,7 +3,8 @@
 # make test-all  everything, on every CPython from 3.10 to 3.13 that is found
 # make test-arm64, make test-armhf  everything on emulated ARM, 64 and 32 bit, as root on Debian; ARM_TESTS=quick for the core
 #                and one run from publishing to kill -9 and replay
-# make wheel-test  source archive, wheel, and a smoke test of what is installed from it
+# make wheel-test  source archive, wheel, and a smoke test of what is installed from it; wheel-test-arm64, wheel-test-armhf: the
+#                same on emulated ARM
 # make sanitize  the C core's tests with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make model     the memory ordering of the C core, model-checked: it holds, and nothing in it is superfluous
 # make killtest  a simulated kill at every instruction that matters, and thousands of random ones beside a real broker;
@@ -57,7 +58,7 @@ FUZZ_FLAGS := -std=c11 -O1 -g -pthread -Icloudpubsub -Itests/core -Itests/fuzz -
 	-Wall -Wextra -Wconversion -Wshadow -Wmissing-prototypes -Werror \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test test-brokers test-arm64 test-armhf wheel-test test-all bench instructions lint sanitize model killtest powercut chaos soak \
+.PHONY: demo test test-brokers test-arm64 test-armhf wheel-test wheel-test-arm64 wheel-test-armhf test-all bench instructions lint sanitize model killtest powercut chaos soak \
 	fuzz fuzz-quick fuzz-clang clean mosquitto brokers peers valgrind
 
 demo: $(VENV)/.demo
@@ -98,6 +99,9 @@ test-arm64 test-armhf: test-%: $(VENV)/.test
 # The source archive, the wheel of it, and that one in an environment of its own.
 wheel-test: $(VENV)/.base
 	@tests/wheel.sh "$(BIN)/python" build/wheel
+
+wheel-test-arm64 wheel-test-armhf: wheel-test-%: $(VENV)/.test
+	@PYTHON="$(CURDIR)/$(BIN)/python" nice tests/arm/lane.sh $* wheel
 
 test-all:
 	@tested=""

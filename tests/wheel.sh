@@ -1,7 +1,8 @@
 #!/bin/bash
 # Source archive, wheel, clean environment: what a user gets, and a smoke test of it.  Needs PyPI, Python's venv, a compiler.
 #
-#   tests/wheel.sh PYTHON DIRECTORY     the directory is emptied, and holds the archive and the wheel afterwards
+#   tests/wheel.sh PYTHON DIRECTORY [sdist]  the directory is emptied, and holds the archive and the wheel afterwards; sdist:
+#                                            the archive alone
 #
 # The archive is made of the files that git knows, or of all that is there where there is no git; the wheel of the archive
 # alone; and it is installed where nothing else is.
@@ -27,6 +28,7 @@ cd "$work/source"
 "$work/builder/bin/python" -m build --sdist --outdir "$work" . >"$work/sdist.log" 2>&1 || { tail -n 30 "$work/sdist.log" >&2; exit 1; }
 cd "$work"
 rm -rf source
+[ "${3:-}" != sdist ] || exit 0
 "$work/builder/bin/python" -m pip wheel -q --no-deps --wheel-dir . ./*.tar.gz
 "$python" -m venv "$work/clean"
 "$work/clean/bin/python" -m pip install -q ./*.whl
