@@ -137,7 +137,7 @@ rooms = st.lists(st.integers(1, 5) | st.builds(BlockingIOError) | st.builds(ssl.
 steps = st.lists(st.binary(min_size=1, max_size=9) | st.just(None) | st.just(LARGE[:70_000]), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rooms, steps)
 def test_answers_go_between_frames_whatever_the_socket_takes(room: list[Any], actions: list[bytes | None]) -> None:
     raw = Played()

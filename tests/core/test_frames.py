@@ -61,7 +61,7 @@ messages = st.lists(st.tuples(payloads, st.sampled_from([0, 2, 8])), min_size=1,
 sizes = st.lists(st.sampled_from([1, 1, 2, 3, 50, 70_000]), min_size=1, max_size=50)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(messages, st.none() | controls), max_size=6), sizes)
 def test_a_stream_cut_anywhere_gives_its_payload_and_its_pings(parts: list[Any], cuts: list[int]) -> None:
     stream, payload, pings, idle = b"", b"", [], 0

@@ -300,7 +300,7 @@ def test_the_log_is_a_queue_that_loses_nothing_silently() -> None:
     run_state_machine_as_test(
         Queue,
         settings=settings(
-            max_examples=30 if sanitizers() else 150, stateful_step_count=40, deadline=None,
+            max_examples=30 if sanitizers() else 150, stateful_step_count=40,
             suppress_health_check=list(HealthCheck),
         ),
     )

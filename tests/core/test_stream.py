@@ -75,7 +75,7 @@ def test_packets_are_whole_however_they_are_cut(open_stream: Callable[..., Strea
     assert stream.lib.cps_stream_waiting_bytes(stream.c) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(level=st.sampled_from([4, 5]), data=st.data())
 def test_random_cuts_and_late_taking_change_nothing(level: int, data: st.DataObject) -> None:
     wanted = data.draw(st.lists(st.sampled_from(samples(level)), max_size=12))
@@ -158,7 +158,7 @@ def test_malformed_packets_poison_the_stream(
     assert stream.drain() == ([expect(13, good)], stream.lib.CPS_EMPTY)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(data=st.binary(max_size=60), level=st.sampled_from([4, 5]), first=st.sampled_from(range(0x20, 0x100, 2)))
 def test_no_bytes_of_a_broker_break_the_stream(data: bytes, level: int, first: int) -> None:
     """Whole and byte by byte the same packets and the same end."""

@@ -213,7 +213,7 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 TestWindowAgreesWithModel = WindowMachine.TestCase
-TestWindowAgreesWithModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestWindowAgreesWithModel.settings = settings(max_examples=150, stateful_step_count=60)
 
 
 def test_capacity_is_1_to_65534(core: tuple[Any, Any]) -> None:

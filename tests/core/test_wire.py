@@ -79,7 +79,7 @@ MESSAGE = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     messages=st.lists(MESSAGE, max_size=12), room=st.sampled_from([150, 400, ROOMY]), limit=st.integers(1, 5),
     capacity=st.integers(1, 6), level=st.sampled_from([4, 5]), known=st.integers(0, 12),
@@ -207,7 +207,7 @@ def test_damage_is_told_where_it_is(open_window: Callable[..., Window], second: 
     assert framed.packets == publish(b"t", b"first", 1) and window.inflight[0] == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(flips=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=4), cut=st.integers(0, 3000))
 def test_no_bytes_of_a_segment_break_the_framing(flips: list[tuple[int, int]], cut: int) -> None:
     log, window = Log(), Window(50)
@@ -286,7 +286,7 @@ def test_a_topic_travels_once_and_then_by_its_alias(open_window: Callable[..., W
     ]  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     topics=st.lists(st.sampled_from([b"a", b"b/c", b"d" * 254, b"e" * 255, b"f" * 300]), max_size=30),
     limit=st.integers(0, 5), room=st.sampled_from([300, 700, ROOMY]), capacity=st.integers(1, 9),

@@ -290,7 +290,7 @@ def notify() -> Any:
     "_log_write.c",
     "wake",
     "due & (1u << CPS_WAKE_READER)",
-    "log->config.notify(log->config.notify_user)",
+    "log->config.notify(log->config.notify_user, true)",
 )
 def publish() -> Program:
     if (yield from push()):
@@ -301,7 +301,7 @@ def publish() -> Program:
     "_log_write.c",
     "cps_log_lose",
     "log->losses[log->losses_used++] = loss",
-    "log->config.notify(log->config.notify_user)",
+    "log->config.notify(log->config.notify_user, false)",
 )
 def lose(variant: str = "") -> Program:
     yield lock("log")
