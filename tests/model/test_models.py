@@ -32,6 +32,7 @@ STATES = {
     "wake.next_record": 500,
     "wake.room": 10_000,
     "wake.eventfd": 3_000,
+    "wake.eventfd_in_rounds": 3_000,
     "wake.settled": 100,
     "wake.both_settled": 50,
     "home.opens": 200,

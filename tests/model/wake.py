@@ -6,7 +6,7 @@ limits, and waits that end for no reason, are not needed for any of this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .machine import (
@@ -281,9 +281,12 @@ def room(variant: str = "") -> Model:
     return Model([programs], places, {**LOCKS, "work": (), "room": (), "calls": 0}, end=all_is_spilled)
 
 
-@follows("_spool.pyx", "_notify", "eventfd_write(")
-def notify() -> Any:
-    return change("eventfd", lambda n: n + 1)
+CALL = 100  # more than there are records
+
+
+@follows("_spool.pyx", "_notify", "eventfd_write(<int><Py_ssize_t>fd, 1 if data_came else CPS_CALL)")
+def notify(data_came: bool) -> Any:
+    return change("eventfd", lambda n: n + (1 if data_came else CALL))
 
 
 @follows(
@@ -294,7 +297,7 @@ def notify() -> Any:
 )
 def publish() -> Program:
     if (yield from push()):
-        yield notify()
+        yield notify(True)
 
 
 @follows(
@@ -306,12 +309,12 @@ def publish() -> Program:
 def lose(variant: str = "") -> Program:
     yield lock("log")
     if variant == "told before it is there":
-        yield notify()
+        yield notify(False)
         yield unlock("log")
         yield lock("log")
     yield write("losses", 1)
     if variant != "told before it is there":
-        yield notify()
+        yield notify(variant == "a loss is told like a record")
     yield unlock("log")
 
 
@@ -361,6 +364,33 @@ def publish_thread(variant: str = "") -> Program:
             losses += yield from take_losses()
 
 
+@follows(
+    "_rounds.pyx",
+    "rounds",
+    "frame_and_send(",
+    "stretch.is_called",
+    "sender.log.c_arm()",
+    "wait(sender, waits",
+)
+@follows("_rounds.pyx", "wait", "poll(waits, 2", "eventfd_read(", "count >= CPS_CALL")
+def rounds(variant: str = "") -> Program:
+    """As `publish_thread`, where what is read from the eventfd tells records from calls."""
+    losses = 0
+    while True:
+        yield lock("log")
+        sent = yield load("published", "ring.published.load")
+        yield unlock("log")
+        if sent == 2 and losses == 1:
+            break
+        yield lock("log")
+        sleeps = yield from arm(sent, variant)
+        yield unlock("log")
+        if sleeps:
+            yield await_("eventfd", bool)
+            if (yield change("eventfd", lambda _: 0)) >= CALL:
+                losses += yield from take_losses()
+
+
 def take_losses() -> Program:
     yield lock("log")
     losses = yield read("losses")
@@ -371,12 +401,20 @@ def take_losses() -> Program:
 
 def eventfd(variant: str = "") -> Model:
     """The publish thread sleeps on an eventfd; records and losses come from others."""
+    return _sleeping(lambda: publish_thread(variant), variant)
 
+
+def eventfd_in_rounds(variant: str = "") -> Model:
+    """The same where it sleeps without the GIL."""
+    return _sleeping(lambda: rounds(variant), variant)
+
+
+def _sleeping(thread: Callable[[], Program], variant: str) -> Model:
     def producer() -> Program:
         yield from publish()
         yield from publish()
 
-    programs = [producer, lambda: lose(variant), lambda: publish_thread(variant)]
+    programs = [producer, lambda: lose(variant), thread]
     return Model([programs], PLACES, {**LOCKS, "eventfd": 0})
 
 
@@ -452,6 +490,7 @@ MODELS = {
     "wake.next_record": next_record,
     "wake.room": room,
     "wake.eventfd": eventfd,
+    "wake.eventfd_in_rounds": eventfd_in_rounds,
     "wake.settled": settled,
     "wake.both_settled": both_settled,
 }
@@ -475,5 +514,10 @@ VARIANTS = {
         "told before it is there",
         "cleared before the sleep",
         "cleared after the look",
+    ],
+    "wake.eventfd_in_rounds": [
+        "armed without a look",
+        "told before it is there",
+        "a loss is told like a record",
     ],
 }
