@@ -48,13 +48,12 @@ _READ_RETRY_S = 1.0
 _BACKLOG_S = 10.0  # how old it is when a connection comes up
 _BACKLOGS_MAX = 6  # CPS_AHEAD_MAX
 _UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
-# With so many in flight an acknowledgement is not worth waking up for: whoever reads rarely reads many at once, and the
-# broker, which writes one by one, is interrupted rarely.
-_PATIENT_INFLIGHT = 2_000
+# With much in flight acknowledgements are left alone for so long.
 _PATIENCE_S = 0.0005
 _REFILL_S = 0.002  # of silence, after which a window is refilled that is not yet an eighth empty
 _STRETCH_MS = 50  # that rounds without Python may last once something has moved, before Python looks at what that means
 _IDLE_MS_MAX = 3_600_000
+_QUEUE_S = 0.005  # that what was seen of the kernel's queue may be old
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 # Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
 # rate, quota, administrative, another server (twice), connection rate, maximum connect time.
@@ -111,6 +110,7 @@ class Publisher(Connection):
         self._overdue = Overdue(options.ack_timeout)
         self._has_swept = False
         self._read_again_s = 0.0
+        self._queue_noted_s = -math.inf
         self._was_acked = False  # on this connection
         self._was_established = False
         self._is_plain = False  # the socket is TCP alone, and messages go as they are
@@ -231,20 +231,27 @@ class Publisher(Connection):
         return False
 
     def _rounds(self, control: Control, now_s: float) -> float:
-        if not self._is_everyday(now_s) or control.want_write():
-            return now_s
+        # One after the other: the connection's loop asks the system several times, each time giving the GIL away, and
+        # beside a busy thread it gets it back only after 5 ms.
+        while self._is_everyday(now_s) and not control.want_write() and not self._alive.ping_is_due(now_s):
+            now_s = self._stretch(control, now_s)
+            self._check_alive(now_s)
+        return now_s
+
+    def _stretch(self, control: Control, now_s: float) -> float:
         assert control.tap is not None
         idle_ms = int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
-        written, received, settled, error, is_called = rounds(
-            self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, idle_ms, _PATIENT_INFLIGHT,
-            int(_PATIENCE_S * 1e6),
-        )  # fmt: skip
+        written, received, settled, queued, error, is_called = rounds(
+            self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, idle_ms, int(_PATIENCE_S * 1e6)
+        )
         now_s = time.monotonic()
         if written:
             self._alive.sent(now_s)
             self._overdue.wrote(written, now_s)
         if received:
             self._alive.received(now_s)
+        self._overdue.queue(queued, now_s)
+        self._queue_noted_s = now_s
         if self._sender.has_unsent():
             self._pending, self._pending_is_ping = self._sender.unsent(), False
             control.tap.is_writing = True
@@ -308,7 +315,7 @@ class Publisher(Connection):
         if self._sender.unsendable is not None:
             self._bury_unsendable(*self._sender.unsendable)
         self._note_inflight()
-        self._full = self.inflight if self._sender.window_full and self.inflight >= _PATIENT_INFLIGHT else 0
+        self._full = self.inflight if self._sender.window_full and self._sender.has_much_in_flight() else 0
         self._refill_by_s = now_s + _REFILL_S
         if self._control_s is not None and self._control_acked_s is None and self.inflight == 0:
             self._suspicion.give_up_control()  # there is no other to stand in for the suspect
@@ -377,7 +384,7 @@ class Publisher(Connection):
         return max(times)
 
     def _patience_s(self) -> float:
-        return _PATIENCE_S if self.inflight >= _PATIENT_INFLIGHT else 0.0
+        return _PATIENCE_S if self._sender.has_much_in_flight() else 0.0
 
     def _next_deadline_s(self) -> float | None:
         times = [math.inf]
@@ -471,6 +478,8 @@ class Publisher(Connection):
     def _note_queue(self, now_s: float) -> None:
         """What of ours the peer's TCP has not acknowledged, with TLS's own bytes."""
         if self._control is None or self._control.tap is None or not self._overdue.waits:
+            return
+        if now_s < self._queue_noted_s + _QUEUE_S:
             return
         try:
             answer = fcntl.ioctl(self._control.tap.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")

@@ -25,6 +25,10 @@ cdef extern from "sys/socket.h" nogil:
     int setsockopt(int fd, int level, int name, const void *value, unsigned size)
     int MSG_DONTWAIT, MSG_NOSIGNAL
 
+cdef extern from "sys/ioctl.h" nogil:
+    int ioctl(int fd, unsigned long request, int *answer)
+    unsigned long TIOCOUTQ
+
 cdef extern from "netinet/in.h" nogil:
     int IPPROTO_TCP
 
@@ -79,8 +83,7 @@ cdef void note_error(Stretch *stretch) noexcept nogil:
     stretch.is_over = True
 
 
-cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, uint32_t patient_inflight,
-                         Stretch *stretch) noexcept nogil:
+cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, Stretch *stretch) noexcept nogil:
     """Returns whether something was sent."""
     cdef cps_status status = CPS_OK
     cdef uint32_t messages = 0
@@ -98,7 +101,7 @@ cdef bint frame_and_send(Sender sender, cps_wire_source *source, int fd, uint32_
         stretch.messages += messages
         stretch.log_ended = status == CPS_EMPTY
         inflight = cps_window_inflight_messages(sender.window)
-        if sender.window_full and inflight >= patient_inflight:
+        if sender.window_full and sender.much_in_flight():
             # A full window is refilled by the eighth, in one packet of the network rather than in fifty.
             stretch.resume_at = inflight - inflight // 8
         if status != CPS_OK and status != CPS_EMPTY and status != CPS_FULL:
@@ -161,17 +164,17 @@ cdef bint wait(Sender sender, pollfd *waits, uint64_t until_ms, Stretch *stretch
     return ready != 0  # where it failed, the next round is tried at once
 
 
-def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint32_t idle_ms, uint32_t patient_inflight,
-           uint32_t patience_us):
+def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint32_t idle_ms, uint32_t patience_us):
     """Rounds on a plain, non-blocking socket, without the GIL.
 
     They end about `budget_ms` milliseconds after the first byte that went or came; until one does, after `idle_ms`.  They
     end early for what is not everyday: then what there is to say is still to be had from `take` and `frame`, or, of its
-    end, from the socket.  With `patient_inflight` messages in flight, acknowledgements are left alone for `patience_us`
-    microseconds at a time.  `wake_fd`: the log's eventfd, or a duplicate of it.
+    end, from the socket.  With much in flight, acknowledgements are left alone for `patience_us` microseconds at a time.
+    `wake_fd`: the log's eventfd, or a duplicate of it.
 
-    Returns (bytes written, bytes received, messages settled, errno of the socket or 0, whether the owner was called).  For
-    the owner of the connection, where one stream is sent, nothing is held, and no acknowledgement is to be reported.
+    Returns (bytes written, bytes received, messages settled, bytes that the peer's TCP has not taken, errno of the socket or
+    0, whether the owner was called).  For the owner of the connection, where one stream is sent, nothing is held, and no
+    acknowledgement is to be reported.
     """
     cdef Stretch stretch = [0, 0, 0, 0, RESUME_AT_ONCE, 0, False, False, False, False]
     cdef cps_wire_source source
@@ -180,6 +183,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     cdef uint64_t ends_ms = now + idle_ms
     cdef bint has_moved, has_news = False
     cdef unsigned idle = 0  # rounds in a row that moved nothing
+    cdef int queued = 0
     sender.unsendable = None
     sender.fill(&source, now, clock_ms(CLOCK_BOOTTIME))
     waits[0].fd, waits[1].fd = fd, wake_fd
@@ -191,7 +195,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
             while True:
                 now = source.now_ms = clock_ms(CLOCK_MONOTONIC)
                 source.boot_ms = clock_ms(CLOCK_BOOTTIME)
-                has_moved = frame_and_send(sender, &source, fd, patient_inflight, &stretch)
+                has_moved = frame_and_send(sender, &source, fd, &stretch)
                 has_moved |= receive(sender, fd, &stretch)
                 if has_moved and not has_news:
                     has_news = True
@@ -202,7 +206,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                     idle = 0
                     continue
                 idle += 1
-                if idle <= NAPS and not stretch.is_blocked and cps_window_inflight_messages(sender.window) >= patient_inflight:
+                if idle <= NAPS and not stretch.is_blocked and sender.much_in_flight():
                     nap(patience_us)
                     continue
                 if stretch.resume_at != RESUME_AT_ONCE and idle <= NAPS + 1:
@@ -214,10 +218,12 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
                 waits[0].events = (POLLIN | POLLOUT) if stretch.is_blocked else POLLIN
                 if not wait(sender, waits, ends_ms, &stretch):
                     break
+            if ioctl(fd, TIOCOUTQ, &queued) != 0:
+                queued = 0  # not a socket that can tell: what was written counts as taken
     finally:
         sender.log.leave()
         sender.sent_messages += stretch.messages
-    return stretch.written, stretch.received, stretch.settled, stretch.error, stretch.is_called
+    return stretch.written, stretch.received, stretch.settled, queued, stretch.error, stretch.is_called
 
 
 cdef struct Exchange:

@@ -58,4 +58,5 @@ cdef class Sender(_Inbound):
     cdef cps_status frame_hooked(self, cps_wire_source *source, cps_wire_framed *framed) noexcept
     cdef bint expire_batch(self, uint64_t boot_ms, uint64_t *total) noexcept nogil
     cdef void tell_head(self) noexcept nogil
+    cdef bint much_in_flight(self) noexcept nogil
     cdef void tell_heads(self) noexcept nogil

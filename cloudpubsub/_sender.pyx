@@ -22,6 +22,8 @@ cdef enum:
     READ_BYTES = 128 * 1024
     SWEEP_BYTES = 4096  # of the disk, to look for what has expired,
     SWEEPS = 256  # so often at once
+    MUCH_MESSAGES = 2000  # in flight
+    MUCH_BYTES = 512 * 1024
     WINDOW_MIN = 32  # entries: what is held takes a place too, however few may be in flight
     ENDINGS = 16  # CPS_WINDOW_ENDINGS
     # Two streams:
@@ -588,6 +590,15 @@ cdef class Sender(_Inbound):
         cdef uint64_t position, sent_ms = 0
         oldest = position if cps_window_oldest(self.window, &position, &sent_ms) == CPS_OK else None
         return cps_window_inflight_messages(self.window), oldest, sent_ms, cps_window_held(self.window)
+
+    cdef bint much_in_flight(self) noexcept nogil:
+        return (cps_window_inflight_messages(self.window) >= MUCH_MESSAGES
+                or cps_window_inflight_bytes(self.window) >= MUCH_BYTES)
+
+    def has_much_in_flight(self):
+        """Then an acknowledgement is not worth waking up for: whoever reads rarely reads many at once, and the broker, which
+        writes one by one, is interrupted rarely."""
+        return self.much_in_flight()
 
     def oldest(self):
         """Positions of the messages that are the oldest in flight of each stream."""

@@ -25,7 +25,7 @@ from tests.packets import Publish
 from tests.test_streams import memory_log
 
 LONG_MS = 60_000  # that no test waits for
-PATIENT = 2_000
+MUCH = 2_000  # in flight
 PUBACK = b"\x40\x02"
 
 
@@ -46,7 +46,10 @@ class End:
         self.log.close(1.0)
 
     def rounds(self, budget_ms: int = LONG_MS, idle_ms: int = LONG_MS) -> tuple[int, int, int, int, bool]:
-        return rounds(self.sender, self.ours.fileno(), self.log.wake_fd, budget_ms, idle_ms, PATIENT, 500)
+        written, received, settled, self.queued, error, is_called = rounds(
+            self.sender, self.ours.fileno(), self.log.wake_fd, budget_ms, idle_ms, 500
+        )
+        return written, received, settled, error, is_called
 
     def arrived(self) -> list[Publish]:
         data = self.theirs.recv(1 << 20)
@@ -148,15 +151,15 @@ def test_with_a_full_window_it_waits_for_room(end: End) -> None:
 
 
 def test_behind_a_large_full_window_it_sleeps_and_hears_who_calls() -> None:
-    with contextlib.closing(End(2 * PATIENT, ring_bytes=1 << 20)) as end:
-        for number in range(3 * PATIENT):
+    with contextlib.closing(End(2 * MUCH, ring_bytes=1 << 20)) as end:
+        for number in range(3 * MUCH):
             append(end.log, "t", b"%d" % number)
         waiting = Waiting(end)  # the other end reads nothing and says nothing
         woke_ms = end.sender.woke_ms
         later_s = time.monotonic() + 0.1
         while time.monotonic() < later_s:
             pass
-        assert end.sender.inflight()[0] == 2 * PATIENT
+        assert end.sender.inflight()[0] == 2 * MUCH
         assert end.sender.waits and end.sender.woke_ms == woke_ms
         end.log.wake()
         assert waiting.result()[1:] == (0, 0, 0, True)
@@ -205,7 +208,7 @@ def test_a_reset_is_told_by_its_number(end: End) -> None:
         deadline_s = time.monotonic() + 60
         error = 0
         while not error and time.monotonic() < deadline_s:
-            error = rounds(end.sender, ours.fileno(), end.log.wake_fd, LONG_MS, LONG_MS, PATIENT, 500)[3]
+            error = rounds(end.sender, ours.fileno(), end.log.wake_fd, LONG_MS, LONG_MS, 500)[4]
         assert error == errno.ECONNRESET
 
 
@@ -217,6 +220,15 @@ def test_what_is_no_acknowledgement_is_left_to_take(end: End) -> None:
     assert end.rounds()[1:] == (6, 0, 0, False)
     assert end.sender.take(False)[1] == 1
     assert end.sender.pingresps == 1
+
+
+def test_what_the_peer_has_not_taken_is_told(end: End) -> None:
+    append(end.log, "t", bytes(1000))
+    end.rounds(20)
+    assert end.queued > 1000
+    end.arrived()
+    end.rounds(20, 20)
+    assert end.queued == 0
 
 
 def test_its_time_is_limited(end: End) -> None:
