@@ -234,14 +234,17 @@ class Publisher(Connection):
         # One after the other: the connection's loop asks the system several times, each time giving the GIL away, and
         # beside a busy thread it gets it back only after 5 ms.
         while self._is_everyday(now_s) and not control.want_write() and not self._alive.ping_is_due(now_s):
-            now_s = self._stretch(control, now_s)
+            now_s, is_over = self._stretch(control, now_s)
+            if is_over:
+                break
             self._check_alive(now_s)
         return now_s
 
-    def _stretch(self, control: Control, now_s: float) -> float:
+    def _stretch(self, control: Control, now_s: float) -> tuple[float, bool]:
+        """Returns the time, and whether there is something that only the connection's loop knows what to do with."""
         assert control.tap is not None
         idle_ms = int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
-        written, received, settled, queued, error, is_called = rounds(
+        written, received, settled, queued, error, is_called, is_over = rounds(
             self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, idle_ms, int(_PATIENCE_S * 1e6)
         )
         now_s = time.monotonic()
@@ -268,7 +271,7 @@ class Publisher(Connection):
             raise ended_by(self._inbound)
         if error:
             raise OSError(error, os.strerror(error))
-        return now_s
+        return now_s, is_over
 
     def _is_everyday(self, now_s: float) -> bool:
         """Whether nothing that is sent or acknowledged now needs to be looked at one by one, or held back."""

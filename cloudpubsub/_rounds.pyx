@@ -173,8 +173,8 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     `wake_fd`: the log's eventfd, or a duplicate of it.
 
     Returns (bytes written, bytes received, messages settled, bytes that the peer's TCP has not taken, errno of the socket or
-    0, whether the owner was called).  For the owner of the connection, where one stream is sent, nothing is held, and no
-    acknowledgement is to be reported.
+    0, whether the owner was called, whether something is not everyday).  For the owner of the connection, where one stream
+    is sent, nothing is held, and no acknowledgement is to be reported.
     """
     cdef Stretch stretch = [0, 0, 0, 0, RESUME_AT_ONCE, 0, False, False, False, False]
     cdef cps_wire_source source
@@ -223,7 +223,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     finally:
         sender.log.leave()
         sender.sent_messages += stretch.messages
-    return stretch.written, stretch.received, stretch.settled, queued, stretch.error, stretch.is_called
+    return stretch.written, stretch.received, stretch.settled, queued, stretch.error, stretch.is_called, stretch.is_over
 
 
 cdef struct Exchange:

@@ -46,7 +46,7 @@ class End:
         self.log.close(1.0)
 
     def rounds(self, budget_ms: int = LONG_MS, idle_ms: int = LONG_MS) -> tuple[int, int, int, int, bool]:
-        written, received, settled, self.queued, error, is_called = rounds(
+        written, received, settled, self.queued, error, is_called, self.is_over = rounds(
             self.sender, self.ours.fileno(), self.log.wake_fd, budget_ms, idle_ms, 500
         )
         return written, received, settled, error, is_called
@@ -218,6 +218,7 @@ def test_what_is_no_acknowledgement_is_left_to_take(end: End) -> None:
     (first,) = end.arrived()
     end.theirs.sendall(b"\xd0\x00" + PUBACK + first.packet_id.to_bytes(2, "big"))
     assert end.rounds()[1:] == (6, 0, 0, False)
+    assert end.is_over
     assert end.sender.take(False)[1] == 1
     assert end.sender.pingresps == 1
 
@@ -229,6 +230,16 @@ def test_what_the_peer_has_not_taken_is_told(end: End) -> None:
     end.arrived()
     end.rounds(20, 20)
     assert end.queued == 0
+
+
+def test_the_end_is_told(end: End) -> None:
+    append(end.log, "t", b"first")
+    end.rounds(20)
+    assert not end.is_over
+    end.theirs.close()
+    append(end.log, "t", b"second")
+    assert end.rounds()[3] in (0, errno.EPIPE, errno.ECONNRESET)
+    assert end.is_over
 
 
 def test_its_time_is_limited(end: End) -> None:
