@@ -51,12 +51,16 @@ def _killed_in_mid_stream(link: Link, tmp_path: Path) -> None:
         until(lambda: client.stats().acked > COUNT // 4)
         link.broker.kill()
         until(lambda: not client.stats().connected)
+        # NATS acknowledges what it has in memory: once in hundreds of kills that is lost (docs/brokers.md).
+        kept_from = client.stats().acked if link.way.kind == "nats" else 0
         link.broker.start()
         until(lambda: client.stats().connected)
     assert client.stats().acked == client.stats().published == COUNT
     with link.collector(key=number_of) as collector:
-        collector.wait_for(COUNT, LIMIT)
-    assert collector.first_deliveries() == list(range(COUNT))
+        until(lambda: collector.first_deliveries()[-1:] == [COUNT - 1])
+    arrived = collector.first_deliveries()
+    assert arrived == sorted(arrived)
+    assert set(arrived) >= set(range(kept_from, COUNT))
 
 
 def _forgetful_broker_ends(link: Link, tmp_path: Path) -> None:
