@@ -160,7 +160,7 @@ def test_a_message_whose_handler_was_killed_is_delivered_again(link: Link) -> No
         child.kill()
     inbox = Inbox()
     with link.receiver(("x", inbox), name="killed"):
-        eventually(lambda: b"3" in inbox.payloads)
+        eventually(lambda: b"3" in inbox.payloads, deadline_s=180)
     # The first was acknowledged, or it is repeated if the kill came before its acknowledgement was out.
     assert inbox.payloads[-2:] == [b"2", b"3"]
     assert inbox.payloads[:-2] in ([], [b"1"])
