@@ -317,12 +317,14 @@ static void use_log(const fuzz_spool *spool, const plan *p) {
     CHECK(!second.meta_damaged && second.clean == !p->kills);
     CHECK(second.recovery.unreadable <= first.recovery.unreadable);
     CHECK(second.recovery.overlapping <= first.recovery.overlapping);
-    CHECK(second.recovery.scan.damaged_ranges <= first.recovery.scan.damaged_ranges);
-    CHECK(second.recovery.scan.damaged_bytes <= first.recovery.scan.damaged_bytes);
+    /* Once the file that counted is gone, another one with the same positions may show more of them, and more damage. */
+    if (first.recovery.overlapping == 0) {
+        CHECK(second.recovery.scan.damaged_ranges <= first.recovery.scan.damaged_ranges);
+        CHECK(second.recovery.scan.damaged_bytes <= first.recovery.scan.damaged_bytes);
+    }
     check_log(log, NULL);
     again.count = 0;
     uint64_t reached = read_all(log, NULL, p->batch, UINT32_MAX, &again);
-    /* Once the file that counted is gone, another one with the same positions may show more of them. */
     if (clarity == FUZZ_CLEAR) check_same(&again, &seen, settled);
     if (clarity == FUZZ_OVERLAPPING) check_contains(&again, &seen, settled);
     settle(log, again.list, again.count, p->settles_through);
