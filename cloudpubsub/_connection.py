@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from cloudpubsub._link import _Inbound
     from cloudpubsub._options import Options
 
-__all__ = ["Connection"]
+__all__ = ["STRETCH_MS", "Connection"]
 
+STRETCH_MS = 50  # that work at a stretch may last once something has moved, before the loop looks at what that means
+_IDLE_MS_MAX = 3_600_000
 _PINGREQ = b"\xc0\x00"
 _KICKED_S = 30.0  # closed by the broker within this time of CONNACK,
 _KICKS = 3  # so often in a row: somebody else may have taken our client id
@@ -477,6 +479,10 @@ class Connection(ABC):
             if own_s is not None:
                 times.append(own_s)
         return max(0.0, min(times) - now_s) * 1000 + 1
+
+    def _idle_ms(self, now_s: float) -> int:
+        """The same of a connection that is up, for waiting at a stretch."""
+        return int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
 
     def _check_alive(self, now_s: float) -> None:
         if not self.is_up:

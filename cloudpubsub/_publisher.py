@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cloudpubsub._backoff import Backoff
-from cloudpubsub._connection import Connection
+from cloudpubsub._connection import STRETCH_MS, Connection
 from cloudpubsub._dispatcher import Call, CallEach, Dispatcher
 from cloudpubsub._ended import Ended, Refused, ended_by
 from cloudpubsub._errors import ClosedError, SpoolError
@@ -51,9 +51,8 @@ _UNSENT_BYTES = 16 * 1024  # that the kernel may hold before it sends them
 # With much in flight acknowledgements are left alone for so long.
 _PATIENCE_S = 0.0005
 _REFILL_S = 0.002  # of silence, after which a window is refilled that is not yet an eighth empty
-_STRETCH_MS = 50  # that rounds without Python may last once something has moved, before Python looks at what that means
-_IDLE_MS_MAX = 3_600_000
 _QUEUE_S = 0.005  # that what was seen of the kernel's queue may be old
+_AHEAD_MS = 1_000  # that what a thread noted of the clock may seem to be in the future
 _REPORTED = 1024  # acknowledged messages that the Sender reports at once
 # Reasons of a DISCONNECT that no single message gives: busy, shutting down, keep-alive, taken over, Receive Maximum,
 # rate, quota, administrative, another server (twice), connection rate, maximum connect time.
@@ -143,8 +142,11 @@ class Publisher(Connection):
 
     @property
     def busy_since_s(self) -> float | None:
-        since_s = self._busy_since_s
-        return None if since_s is None or self._sender.waits else max(since_s, self._sender.woke_ms / 1000)
+        since_s, at_work_ms, now_s = self._busy_since_s, self._sender.at_work_ms, time.monotonic()
+        if since_s is None or at_work_ms == 0:
+            return None
+        age_ms = (int(now_s * 1000) - at_work_ms + _AHEAD_MS) % (1 << 32) - _AHEAD_MS
+        return max(since_s, now_s - age_ms / 1000)
 
     # ---- connection ----
 
@@ -243,10 +245,10 @@ class Publisher(Connection):
     def _stretch(self, control: Control, now_s: float) -> tuple[float, bool]:
         """Returns the time, and whether there is something that only the connection's loop knows what to do with."""
         assert control.tap is not None
-        idle_ms = int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
         written, received, settled, queued, error, is_called, is_over = rounds(
-            self._sender, control.tap.fileno(), self._own_wake_fd, _STRETCH_MS, idle_ms, int(_PATIENCE_S * 1e6)
-        )
+            self._sender, control.tap.fileno(), self._own_wake_fd, STRETCH_MS, self._idle_ms(now_s),
+            int(_PATIENCE_S * 1e6),
+        )  # fmt: skip
         now_s = time.monotonic()
         if written:
             self._alive.sent(now_s)

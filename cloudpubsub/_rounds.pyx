@@ -155,10 +155,9 @@ cdef bint wait(Sender sender, pollfd *waits, uint64_t until_ms, Stretch *stretch
     cdef uint64_t now = clock_ms(CLOCK_MONOTONIC), count = 0
     cdef int ready
     waits[0].revents = waits[1].revents = 0
-    sender.waits = True
+    sender.at_work_ms = 0
     ready = poll(waits, 2, <int>(until_ms - now) if until_ms > now else 0)
-    sender.woke_ms = clock_ms(CLOCK_MONOTONIC)
-    sender.waits = False
+    sender.at_work_ms = <uint32_t>clock_ms(CLOCK_MONOTONIC) | 1
     if ready > 0 and waits[1].revents != 0 and eventfd_read(waits[1].fd, &count) == 0 and count >= CPS_CALL:
         stretch.is_called = True
     return ready != 0  # where it failed, the next round is tried at once
@@ -188,7 +187,7 @@ def rounds(Sender sender not None, int fd, int wake_fd, uint32_t budget_ms, uint
     sender.fill(&source, now, clock_ms(CLOCK_BOOTTIME))
     waits[0].fd, waits[1].fd = fd, wake_fd
     waits[1].events = POLLIN
-    sender.woke_ms = now
+    sender.at_work_ms = <uint32_t>now | 1
     sender.log.enter()
     try:
         with nogil:
@@ -247,7 +246,7 @@ cdef void receive_all(_Inbound inbound, int fd, Exchange *done) noexcept nogil:
         done.received += <size_t>n
         if <size_t>n < room:
             break
-    if done.received > 0:
+    if done.received > 0:  # as in `receive`
         setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof(yes))
 
 
@@ -275,7 +274,7 @@ def exchange(_Inbound inbound not None, Pubacks acks not None, int fd, int wake_
                 done.written = <size_t>n  # of an error, who sends the rest hears again
         if poll(waits, 2, timeout_ms if done.written == size else 0) > 0:
             if waits[1].revents != 0:
-                eventfd_read(wake_fd, &wakes)
+                eventfd_read(wake_fd, &wakes)  # where it fails, nobody has called
             if waits[0].revents != 0:
                 receive_all(inbound, fd, &done)
     return done.written, packets[done.written:], done.received, wakes, done.error

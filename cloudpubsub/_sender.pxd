@@ -42,9 +42,9 @@ cdef class Sender(_Inbound):
     cdef readonly unsigned long long framed_bytes  # since restart
     cdef readonly bint window_full  # the last `frame` stopped for it
     cdef list refusals
-    #: Another thread may ask: whether its owner waits in `rounds`, and since when it has not (ms; 0: it has not waited).
-    cdef readonly bint waits
-    cdef readonly unsigned long long woke_ms
+    #: Written without the GIL and read by any thread, so it is one word of 32 bits, which nothing has to be seen in order
+    #: with: since when `rounds` has been at work (monotonic ms, of which the lowest 32 bits, never 0); 0: it waits.
+    cdef readonly uint32_t at_work_ms
     #: (position, why) of a message that can never be sent on this connection and is held; None: there is none.
     cdef readonly object unsendable
     cdef uint64_t positions[TAKE_MAX]

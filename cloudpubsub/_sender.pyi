@@ -12,8 +12,7 @@ class Sender(_Inbound):
     framed_bytes: int
     window_full: bool
     unsendable: tuple[int, str] | None
-    waits: bool
-    woke_ms: int
+    at_work_ms: int
     def __init__(
         self,
         log: Log,

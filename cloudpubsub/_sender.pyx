@@ -67,6 +67,7 @@ cdef class Sender(_Inbound):
     def __cinit__(self, *args, **kwargs):
         self.window = NULL
         self.out = NULL
+        self.at_work_ms = 1
 
     def __init__(self, Log log not None, uint32_t max_inflight, uint64_t max_inflight_bytes, uint32_t packet_max=65536,
                  int level=CPS_WIRE_LEVEL_311, bytes id_prefix=b"", bint carry_ids=False, hook=None, uint32_t live_share=0):

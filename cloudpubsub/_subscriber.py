@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cloudpubsub._connection import Connection
+from cloudpubsub._connection import STRETCH_MS, Connection
 from cloudpubsub._delivery import BATCH_MAX, PUBACK_BYTES, Handling, Pubacks
 from cloudpubsub._dispatcher import Begun, Deliver, Dispatcher, Handler, Outcome
 from cloudpubsub._ended import Ended, ended_by
@@ -39,8 +39,6 @@ __all__ = ["Subscriber"]
 _PACKET_MAX = 16 << 20  # the largest message that is taken; a broker with a larger one is disconnected
 _TAKE_SHARE = 4  # of the queue that is filled at once
 _ACKNOWLEDGE = 1  # added to our eventfd, where a call adds CALL
-_STRETCH_S = 0.05  # that exchanges may last once something moves: the connection's loop decides the rest
-_IDLE_MS_MAX = 3_600_000
 _FILTERS_A_PACKET = 100
 _SUBACK_FAILURE = 0x80
 _RECEIVE_MAXIMUM = 65_535
@@ -310,7 +308,7 @@ class Subscriber(Connection):
         """What the connection's loop does, in fewer steps, while there is no more to do than exchange and wait."""
         assert control.tap is not None
         self._excuse_silence(now_s)
-        idle_ms = int(min(_IDLE_MS_MAX, self._sleep_ms(now_s, None, True)))
+        idle_ms = self._idle_ms(now_s)
         until_s = math.inf
         while now_s < until_s and self._is_everyday(control):
             self._busy_since_s = None
@@ -318,7 +316,7 @@ class Subscriber(Connection):
                 self._receiver, self._acks, control.tap.fileno(), self._own_wake_fd, idle_ms
             )
             self._busy_since_s = now_s = time.monotonic()
-            until_s = min(until_s, now_s + _STRETCH_S)
+            until_s = min(until_s, now_s + STRETCH_MS / 1000)
             if written:
                 self._alive.sent(now_s)
             self._unacknowledged -= (written + len(unsent)) // PUBACK_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,3 +105,24 @@ def test_a_subscribe_thread_is_not_at_work_while_it_waits_for_messages(monkeypat
                 peer.publish(packet_id, "t", b"")
             peer.wait(PUBACK, 5)
     assert set(since) == {None}
+
+
+@pytest.mark.parametrize("age_ms", [-2, 0, 1500])
+@pytest.mark.parametrize("bits", [0, (1 << 32) - 1])
+def test_how_long_rounds_have_been_at_work_is_known_over_the_end_of_32_bits(
+    age_ms: int, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = cloudpubsub.Client("mqtt://localhost:1", client_id="c")
+    try:
+        publisher = client._publisher
+        now_s = ((7 << 32) + bits + 1000) / 1000
+        noted = (int(now_s * 1000) - age_ms) % (1 << 32)
+        monkeypatch.setattr(publisher, "_sender", SimpleNamespace(at_work_ms=noted))
+        monkeypatch.setattr(publisher, "_busy_since_s", 0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("cloudpubsub._publisher.time", SimpleNamespace(monotonic=lambda: now_s))
+            since_s = publisher.busy_since_s
+        assert since_s == pytest.approx(now_s - age_ms / 1000, abs=0.01)
+    finally:
+        monkeypatch.undo()
+        client.close(1)
