@@ -342,26 +342,20 @@ def lose(variant: str = "") -> Program:
     "self._woken()",
 )
 def publish_thread(variant: str = "") -> Program:
-    """Sends what is in the log, tells of losses, and sleeps on the eventfd; through after two records and a loss."""
-    losses = 0
-    while True:
-        yield lock("log")
-        sent = yield load("published", "ring.published.load")
-        yield unlock("log")
-        if sent == 2 and losses == 1:
-            break
-        yield lock("log")
-        sleeps = yield from arm(sent, variant)
-        yield unlock("log")
+    """Sends what is in the log, tells of losses, and sleeps on the eventfd."""
+
+    def sleep(sleeps: bool) -> Program:
         if variant == "cleared before the sleep":
             yield change("eventfd", lambda _: 0)
         if sleeps:
             yield await_("eventfd", bool)
         if variant == "cleared after the look":
-            losses += yield from take_losses()
+            losses = yield from take_losses()
             yield change("eventfd", lambda _: 0)
-        elif (yield change("eventfd", lambda _: 0)):
-            losses += yield from take_losses()
+            return losses
+        return (yield from take_losses()) if (yield change("eventfd", lambda _: 0)) else 0
+
+    yield from _until_through(sleep, variant)
 
 
 @follows(
@@ -375,6 +369,18 @@ def publish_thread(variant: str = "") -> Program:
 @follows("_rounds.pyx", "wait", "poll(waits, 2", "eventfd_read(", "count >= CPS_CALL")
 def rounds(variant: str = "") -> Program:
     """As `publish_thread`, where what is read from the eventfd tells records from calls."""
+
+    def sleep(sleeps: bool) -> Program:
+        if not sleeps:
+            return 0
+        yield await_("eventfd", bool)
+        return (yield from take_losses()) if (yield change("eventfd", lambda _: 0)) >= CALL else 0
+
+    yield from _until_through(sleep, variant)
+
+
+def _until_through(sleep: Callable[[bool], Program], variant: str) -> Program:
+    """Through after two records and a loss.  `sleep` returns the losses of which it was told."""
     losses = 0
     while True:
         yield lock("log")
@@ -385,10 +391,7 @@ def rounds(variant: str = "") -> Program:
         yield lock("log")
         sleeps = yield from arm(sent, variant)
         yield unlock("log")
-        if sleeps:
-            yield await_("eventfd", bool)
-            if (yield change("eventfd", lambda _: 0)) >= CALL:
-                losses += yield from take_losses()
+        losses += yield from sleep(sleeps)
 
 
 def take_losses() -> Program:
