@@ -168,8 +168,10 @@ class Log:
 
     def kill(self) -> list[Loss]:
         """As ``kill -9``: what is in files and in tmpfs stays as it is.  Losses that nobody had taken until then."""
-        out = self.ffi.new("cps_loss[64]")
-        count = self.lib.stress_kill(self.c, self.disk.c, out)
+        out, spilled = self.ffi.new("cps_loss[64]"), self.ffi.new("uint64_t *")
+        count = self.lib.stress_kill(self.c, self.disk.c, out, spilled)
+        #: What lies from there on is in the ring that was left, perhaps in files too.
+        self.ring_from = int(spilled[0])
         self.close()
         self.lib.sim_restart(self.disk.c, False, 0)
         return [Loss(x.first, x.end, x.messages, x.reason) for x in out[0:count]]

@@ -371,9 +371,10 @@ const char *stress_log(cps_log *log, unsigned producers, uint64_t duration_ms, b
     return wrong;
 }
 
-size_t stress_kill(cps_log *log, sim *s, cps_loss *losses) {
+size_t stress_kill(cps_log *log, sim *s, cps_loss *losses, uint64_t *spilled) {
     (void)pthread_mutex_lock(&log->lock);
     sim_kill(s);
+    *spilled = log->settled.spilled;
     size_t count = log->losses_used;
     memcpy(losses, log->losses, count * sizeof *losses);
     (void)pthread_mutex_unlock(&log->lock);

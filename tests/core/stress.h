@@ -27,8 +27,9 @@ const char *stress_log(cps_log *log, unsigned producers, uint64_t duration_ms, b
                        stress_report *report);
 
 /* Kill the process, as far as files can tell: the ring's file is as it was at an instant between two log operations.
- * Returns how many losses nobody had taken at that instant, written to `losses`, which has room for 64. */
-size_t stress_kill(cps_log *log, sim *s, cps_loss *losses);
+ * Returns how many losses nobody had taken at that instant, written to `losses`, which has room for 64, and `spilled`: what
+ * lies from there on is in the ring, though some of it may be in files too. */
+size_t stress_kill(cps_log *log, sim *s, cps_loss *losses, uint64_t *spilled);
 
 /* The ledger as it is now. */
 void stress_ledger(cps_log *log, cps_ledger *out);
